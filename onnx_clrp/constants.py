@@ -1,0 +1,98 @@
+"""Constants that a graph computes for itself: run a node on known values, fold whole chains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper, shape_inference
+from onnx.reference import ReferenceEvaluator
+
+Value = NDArray[Any]
+
+CANNOT_RUN = (RuntimeError, ValueError, TypeError, NotImplementedError, IndexError)
+"""What the reference evaluator raises where an operator cannot be run; then nothing is known."""
+
+_LARGEST = 4096
+"""Chains that lead to more elements than this are no axes or shapes, and stay as they are."""
+
+
+def run_node(node: onnx.NodeProto, values: Sequence[Value | None], opset: int) -> list[Value]:
+    """The outputs of one node for these inputs, None for one that is left out."""
+    names = [x for x in node.input if x]
+    graph = helper.make_graph(
+        [node],
+        "one",
+        [helper.make_empty_tensor_value_info(x) for x in dict.fromkeys(names)],
+        [helper.make_empty_tensor_value_info(y) for y in node.output if y],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
+    given = zip(node.input, values, strict=True)
+    feeds = {x: np.asarray(v) for x, v in given if x}
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        return list(ReferenceEvaluator(model).run(None, feeds))
+
+
+def with_shapes(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+    """The model with every shape that can be inferred, chains of constants folded for it.
+
+    Exporters compute the arguments of a Reshape or a Pad by Shape, Gather, Concat and the like;
+    shape inference alone loses the sizes behind them.
+    """
+    inferred = shape_inference.infer_shapes(model, data_prop=True)
+    for _ in range(3):
+        if not _fold(inferred, opset):
+            break
+        inferred = shape_inference.infer_shapes(inferred, data_prop=True)
+    return inferred
+
+
+def _fold(model: onnx.ModelProto, opset: int) -> bool:
+    """Turn nodes of known inputs into initializers, in place; did anything change?"""
+    graph = model.graph
+    known = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    shapes = {v.name: _static(v) for v in [*graph.input, *graph.value_info]}
+    outputs = {y.name for y in graph.output}
+    folded = []
+    for node in graph.node:
+        values = _folded(node, known, shapes, opset) if not outputs & {*node.output} else None
+        if values is not None:
+            folded.append(node)
+            known.update(zip(node.output, values, strict=False))
+            graph.initializer.extend(
+                numpy_helper.from_array(np.asarray(v), name)
+                for name, v in zip(node.output, values, strict=False)
+            )
+    for node in folded:
+        graph.node.remove(node)
+    return bool(folded)
+
+
+def _folded(
+    node: onnx.NodeProto,
+    known: dict[str, Value],
+    shapes: dict[str, list[int] | None],
+    opset: int,
+) -> list[Value] | None:
+    shape = shapes.get(node.input[0]) if node.input else None
+    if node.op_type == "Shape" and shape is not None:
+        ends = {a.name: a.i for a in node.attribute}
+        return [np.array(shape, np.int64)[ends.get("start", 0) : ends.get("end")]]
+    if node.domain not in ("", "ai.onnx") or any(x and x not in known for x in node.input):
+        return None
+    try:
+        values = run_node(node, [known.get(x) for x in node.input], opset)
+    except CANNOT_RUN:
+        return None
+    return values if all(np.size(v) <= _LARGEST for v in values) else None
+
+
+def _static(value: onnx.ValueInfoProto) -> list[int] | None:
+    """The shape, if every size is known."""
+    kind = value.type.tensor_type
+    if not kind.HasField("shape") or any(not d.HasField("dim_value") for d in kind.shape.dim):
+        return None
+    return [d.dim_value for d in kind.shape.dim]

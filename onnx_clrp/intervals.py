@@ -1,0 +1,117 @@
+"""What values a tensor can take: an interval, and the kinds of operators that carry it forward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_clrp.errors import UsageError
+
+Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """`lo <= x <= hi`: arrays that broadcast to the tensor, whose batch axis counts as 1."""
+
+    lo: Array
+    hi: Array
+
+    @property
+    def nonnegative(self) -> bool:
+        """Is the tensor proven to be nowhere below zero?"""
+        return bool((self.lo >= 0).all())
+
+    @property
+    def nonpositive(self) -> bool:
+        """Is the tensor proven to be nowhere above zero?"""
+        return bool((self.hi <= 0).all())
+
+    @property
+    def finite(self) -> bool:
+        """Are both bounds finite everywhere, as z^β needs them?"""
+        return bool(np.isfinite(self.lo).all() and np.isfinite(self.hi).all())
+
+    @property
+    def bounded(self) -> bool:
+        """Is any bound finite, so that there is something to carry forward?"""
+        return bool(np.isfinite(self.lo).any() or np.isfinite(self.hi).any())
+
+    @property
+    def uniform(self) -> bool:
+        """Is it the same pair of numbers for every element?"""
+        return self.lo.size == 1 and self.hi.size == 1
+
+
+def between(lo: float, hi: float) -> Interval:
+    """The same two bounds for every element."""
+    return Interval(np.array(lo, np.float32), np.array(hi, np.float32))
+
+
+UNKNOWN = between(-np.inf, np.inf)
+
+
+def per_channel(low: object, high: object, rank: int, axis: int) -> Interval:
+    """Bounds given as a number or one number a channel, laid along `axis` of the tensor.
+
+    Raises:
+        UsageError: a bound is not a number or a list of numbers, or `low > high`.
+    """
+    lo, hi = (_along(bound, rank, axis) for bound in (low, high))
+    if not (lo <= hi).all():
+        raise UsageError(f"the input range must have low <= high, not {low} and {high}")
+    return Interval(lo, hi)
+
+
+def _along(bound: object, rank: int, axis: int) -> Array:
+    try:
+        values = np.asarray(bound, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"an input range is numbers, not {bound!r}") from error
+    if values.ndim > 1:
+        raise UsageError("an input range is one number, or one number per channel")
+    shape = [] if values.size == 1 else [-1 if i == axis else 1 for i in range(rank)]
+    return values.reshape(shape)
+
+
+def hull(intervals: Sequence[Interval]) -> Interval:
+    """The smallest uniform interval that holds all of them."""
+    return between(min(i.lo.min() for i in intervals), max(i.hi.max() for i in intervals))
+
+
+def compressed(lo: Array, hi: Array) -> Interval:
+    """The interval from full arrays, with every axis dropped to 1 along which nothing changes."""
+    for axis in range(lo.ndim):
+        first = [a.take([0], axis) for a in (lo, hi)]
+        if (lo == first[0]).all() and (hi == first[1]).all():
+            lo, hi = first
+    return Interval(lo, hi) if lo.size > 1 else between(lo.item(), hi.item())
+
+
+class Kind(Enum):
+    """How an operator carries intervals when it is simply run on both ends."""
+
+    MONOTONE = "elementwise, monotone either way in its one input that is no constant"
+    RISING = "elementwise, rising in every input"
+    MOVEMENT = "moves, averages or picks values: the output stays among the inputs"
+    JOIN = "puts tensors together, constants among them"
+
+
+Bounds = Kind | Callable[[Sequence[Interval], Sequence["NDArray[np.generic] | None"]], Interval]
+"""A kind, or a function of the data inputs' intervals and of all inputs' constant values."""
+
+
+def range_of(lo: float, hi: float) -> Bounds:
+    """The kind of an operator whose output lies in a fixed range whatever its input."""
+    return lambda _intervals, _constants: between(lo, hi)
+
+
+def with_zero(
+    intervals: Sequence[Interval], _constants: Sequence[NDArray[np.generic] | None]
+) -> Interval:
+    """The inputs' hull and zero: what a mean over zero padding, or a shrinking map, may give."""
+    return hull([*intervals, between(0, 0)])

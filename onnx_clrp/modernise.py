@@ -1,0 +1,89 @@
+"""Bring a model to one modern form: functions inlined, opset 18, initializers no inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import inliner, shape_inference, version_converter
+
+from onnx_clrp.constants import with_shapes
+from onnx_clrp.errors import ModelError
+from onnx_clrp.model import skeleton
+
+OPSET = 18
+"""Older models are brought up to it; the nodes that are added are written for it and later ones."""
+
+_IR_VERSION = 8
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model in one modern form.
+
+    Attributes:
+        proto: the whole model, which the explainer's nodes are appended to.
+        graph: its graph without the weights, to walk on.
+        weights: the initializers that the graph does without, by name.
+    """
+
+    proto: onnx.ModelProto
+    graph: gs.Graph
+    weights: Mapping[str, onnx.TensorProto]
+
+
+def modernise(model: onnx.ModelProto) -> Model:
+    """Inline local functions, bring the opset up to 18, take initializers out of the inputs.
+
+    Nodes are not changed beyond what a newer opset asks for; weights are never touched.
+
+    Raises:
+        ModelError: the converter or the shape inference of ONNX cannot take the model.
+    """
+    bare, weights = skeleton(model)
+    try:
+        if bare.functions:
+            bare = inliner.inline_local_functions(bare)
+        if _opset(bare) < OPSET:
+            bare = version_converter.convert_version(bare, OPSET)
+        known = with_shapes(bare, _opset(bare))
+    except (RuntimeError, ValueError, shape_inference.InferenceError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise ModelError(f"the model cannot be brought to opset {OPSET}: {reason}") from error
+    graph = gs.import_onnx(known)
+    _keep_real_inputs(graph, {*weights, *(t.name for t in model.graph.initializer)})
+    return Model(_whole(model, bare, weights), graph, weights)
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
+
+
+def _keep_real_inputs(graph: gs.Graph, initializers: set[str]) -> None:
+    graph.inputs = [x for x in graph.inputs if x.name not in initializers]
+
+
+def _whole(
+    model: onnx.ModelProto, bare: onnx.ModelProto, weights: Mapping[str, onnx.TensorProto]
+) -> onnx.ModelProto:
+    """The modern skeleton with weights, metadata and documentation back in their places."""
+    whole = onnx.ModelProto(
+        ir_version=max(bare.ir_version, _IR_VERSION),
+        opset_import=bare.opset_import,
+        producer_name=model.producer_name,
+        producer_version=model.producer_version,
+        domain=model.domain,
+        model_version=model.model_version,
+        doc_string=model.doc_string,
+        metadata_props=model.metadata_props,
+        graph=bare.graph,
+    )
+    initializers = {*weights, *(t.name for t in bare.graph.initializer)}
+    inputs = [value for value in whole.graph.input if value.name not in initializers]
+    del whole.graph.input[:]
+    whole.graph.input.extend(inputs)
+    whole.graph.initializer.extend(weights.values())
+    whole.graph.doc_string = model.graph.doc_string
+    return whole

@@ -1,0 +1,110 @@
+"""The registry of rules: what each operator does with the relevance that arrives at its output."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, TypeVar
+
+from onnx_clrp.errors import UsageError
+from onnx_clrp.intervals import Bounds
+
+Redistribute = Callable[..., Any]
+"""`(t, r, y, *inputs, **attributes) -> relevance`, see `rule`."""
+
+_Function = TypeVar("_Function", bound=Redistribute)
+
+
+class UnsupportedError(Exception):
+    """Raised inside a rule that meets an attribute or a shape it has no formula for: the reason."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A registered rule.
+
+    Attributes:
+        redistribute: the function.
+        bounds: how the operator carries intervals; None if nothing is known of its output.
+        linear: is it a linear map with weights, which z⁺, z^β and their like are defined for?
+        variadic: does it take the relevance of every output, not of the first alone?
+    """
+
+    redistribute: Redistribute
+    bounds: Bounds | None
+    linear: bool
+    variadic: bool
+
+    @property
+    def summary(self) -> str:
+        """What the rule does in a few words: its docstring up to the first colon."""
+        return (inspect.getdoc(self.redistribute) or "").partition("\n")[0].partition(":")[0]
+
+    def unknown_attributes(self, attributes: dict[str, Any]) -> list[str]:
+        """The attributes that the rule's signature does not take."""
+        parameters = inspect.signature(self.redistribute).parameters.values()
+        if any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return []
+        return sorted(set(attributes) - {p.name for p in parameters})
+
+
+_registry: dict[tuple[str, str], Rule] = {}
+
+
+def rule(
+    *operators: str,
+    domain: str = "",
+    bounds: Bounds | None = None,
+    linear: bool = False,
+    variadic: bool = False,
+    replace: bool = False,
+) -> Callable[[_Function], _Function]:
+    """Register a function as the relevance rule of one or more operators.
+
+    The function is called as `function(t, r, y, *inputs, **attributes)`: the tape to write
+    nodes on, the relevance `[k, *y.shape]` of the output, the output, the node's inputs (None for
+    one that is left out) and its attributes. It returns the relevance of its inputs, in order and
+    None for those that take none, or a single tensor for the only input that depends on the data.
+    Forward tensors broadcast to relevance from the right, so that `t.Mul(r, x)` just works.
+
+    Args:
+        operators: the op types.
+        domain: their domain; empty for ONNX's own.
+        bounds: how the operator carries intervals, see `onnx_clrp.intervals`.
+        linear: whether it is a linear map with weights (Conv, Gemm, …).
+        variadic: whether `r` and `y` are lists over all outputs (None where none arrives).
+        replace: whether it may take the place of a rule that is there already.
+
+    Raises:
+        UsageError: an operator has a rule and `replace` is false.
+    """
+
+    def register(function: _Function) -> _Function:
+        for operator in operators:
+            key = (_domain(domain), operator)
+            if key in _registry and not replace:
+                raise UsageError(f"{operator} has a rule already; say replace=True to replace it")
+            _registry[key] = Rule(function, bounds, linear, variadic)
+        return function
+
+    return register
+
+
+def find_rule(operator: str, domain: str | None = "") -> Rule | None:
+    """The rule of an operator, or None if it has none."""
+    return _registry.get((_domain(domain), operator))
+
+
+def operators(domain: str = "") -> list[str]:
+    """The operators of a domain that have a rule, sorted."""
+    return sorted(op for d, op in _registry if d == _domain(domain))
+
+
+def _domain(domain: str | None) -> str:
+    return "" if domain in (None, "ai.onnx") else str(domain)
+
+
+for _family in ("linear", "activation", "normalisation", "merge", "pooling", "movement"):
+    import_module(f"{__name__}.{_family}")  # each registers its rules
