@@ -1,0 +1,207 @@
+"""What is to be explained: the model in modern form, its input, its logits and the way between."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from onnx_clrp.errors import ModelError, UsageError
+from onnx_clrp.facts import Facts
+from onnx_clrp.image import Preprocessing
+from onnx_clrp.intervals import Interval, between, per_channel
+from onnx_clrp.model import PREFIX, channel_axis, find_input, find_logits, metadata
+from onnx_clrp.modernise import Model, modernise
+from onnx_clrp.normalise import Step, normalised_steps
+
+InputRange = tuple[float | Sequence[float], float | Sequence[float]]
+"""`(low, high)`, each a number or one number per channel, in the units of the model's input."""
+
+
+class Reading(TypedDict, total=False):
+    """The options that say how a model is read."""
+
+    input_range: InputRange | None
+    preprocessing: Preprocessing | str | None
+    logits: str | None
+    input: str | None
+
+
+def reading(options: Reading) -> Reading:
+    """Those of some options that say how a model is read, and no others."""
+    return Reading(
+        input_range=options.get("input_range"),
+        preprocessing=options.get("preprocessing"),
+        logits=options.get("logits"),
+        input=options.get("input"),
+    )
+
+
+@dataclass(frozen=True)
+class Program:
+    """A model, read and understood; nothing is written yet.
+
+    Attributes:
+        model: the model in modern form.
+        input: the input that is explained.
+        logits: the tensor of class scores, `[N, C]` or `[N, C, 1, …]`.
+        classes: C.
+        facts: what is known of each tensor.
+        steps: the nodes from input to logits, in the order in which they run.
+        preprocessing: how pictures become the input, where that is known.
+        labels: the classes' names, where they are known.
+        notes: what was assumed, for the user to read.
+    """
+
+    model: Model
+    input: gs.Variable
+    logits: gs.Variable
+    classes: int
+    facts: Facts
+    steps: list[Step]
+    preprocessing: Preprocessing | None
+    labels: list[str] | None
+    notes: list[str]
+
+
+def read_program(
+    proto: onnx.ModelProto,
+    *,
+    input_range: InputRange | None = None,
+    preprocessing: Preprocessing | str | None = None,
+    logits: str | None = None,
+    input: str | None = None,
+) -> Program:
+    """Find out what there is to explain.
+
+    Raises:
+        ModelError: the model has no logits of the form that is needed.
+        UsageError: the input or the logits must be named, or the input's range given.
+    """
+    model = modernise(proto)
+    source = find_input(model.graph, input)
+    scores = find_logits(model.graph, logits)
+    notes: list[str] = []
+    if isinstance(preprocessing, str):
+        preprocessing = Preprocessing.preset(preprocessing)
+    prepared = preprocessing or chosen_preprocessing(proto) or _assumed(source, input_range, notes)
+    prepared = None if prepared is None else bound(prepared, source)
+    interval = _range(source, input_range, prepared)
+    facts = Facts(model.graph, model.weights, {source.name: interval})
+    if not facts.carries(scores):
+        raise ModelError(f"the logits {scores.name!r} do not depend on the input {source.name!r}")
+    return Program(
+        model=model,
+        input=source,
+        logits=scores,
+        classes=_classes(facts, scores),
+        facts=facts,
+        steps=normalised_steps(model.graph, facts, [scores]),
+        preprocessing=prepared,
+        labels=_labels(proto),
+        notes=notes,
+    )
+
+
+def chosen_preprocessing(
+    proto: onnx.ModelProto, preset: str | None = None, **overrides: Any
+) -> Preprocessing | None:
+    """A preprocessing from a preset and overrides; the model's own, or None, if none is given.
+
+    Args:
+        proto: the model, whose metadata may hold a preprocessing.
+        preset: the name of a preset.
+        overrides: fields of `Preprocessing`; None leaves what preset or metadata say.
+
+    Raises:
+        UsageError: a field makes no sense.
+    """
+    given = {key: value for key, value in overrides.items() if value is not None}
+    if preset is not None:
+        return Preprocessing.preset(preset, **given)
+    stored = metadata(proto).get(PREFIX + "preprocessing")
+    if stored is not None:
+        return replace(Preprocessing.from_json(stored), **given)
+    return Preprocessing.preset("imagenet", **given) if given else None
+
+
+def bound(preprocessing: Preprocessing, source: gs.Variable) -> Preprocessing:
+    """The preprocessing with the size, the layout and the type of the model's input.
+
+    Raises:
+        UsageError: the input is no picture, or has another number of channels.
+    """
+    shape = source.shape
+    if shape is None or len(shape) != 4:
+        raise UsageError(f"the input {source.name!r} is no picture [N, C, H, W] or [N, H, W, C]")
+    axis = channel_axis(source)
+    size = [d for i, d in enumerate(shape) if i not in (0, axis) and isinstance(d, int)]
+    known = (size[0], size[1]) if len(size) == 2 else None
+    return preprocessing.bind(known, "NCHW" if axis == 1 else "NHWC", np.dtype(source.dtype).name)
+
+
+def _assumed(
+    source: gs.Variable, given: InputRange | None, notes: list[str]
+) -> Preprocessing | None:
+    """What pictures are taken to go through where nobody says: the usual for such an input."""
+    if _channels(source) != 3:
+        return None
+    if np.dtype(source.dtype).kind in "iu":
+        return Preprocessing.preset("raw")
+    if given is None:
+        notes.append("no input range given: taken for ImageNet's, (0 - mean)/std to (1 - mean)/std")
+    return Preprocessing.preset("imagenet")
+
+
+def _range(
+    source: gs.Variable, given: InputRange | None, preprocessing: Preprocessing | None
+) -> Interval:
+    rank, axis = len(source.shape or ()), channel_axis(source)
+    if given is not None:
+        if len(given) != 2:
+            raise UsageError("an input range is a pair (low, high)")
+        return per_channel(*given, rank, axis)
+    dtype = np.dtype(source.dtype)
+    if dtype.kind in "iu":
+        return between(float(np.iinfo(dtype).min), float(np.iinfo(dtype).max))
+    if preprocessing is None:
+        raise UsageError(
+            f"the range of the input {source.name!r} is not known: give --input-range LO,HI"
+            " or a --preset; -inf,inf if it has none"
+        )
+    return per_channel(*preprocessing.input_range, rank, axis)
+
+
+def _channels(source: gs.Variable) -> int | None:
+    shape = source.shape
+    channels = shape[channel_axis(source)] if shape is not None and len(shape) == 4 else None
+    return channels if isinstance(channels, int) else None
+
+
+def _classes(facts: Facts, logits: gs.Variable) -> int:
+    shape = facts.shape(logits)
+    if shape is None or len(shape) < 2 or shape[1] is None:
+        raise ModelError(f"the logits {logits.name!r} must be [N, C] with C known, not {shape}")
+    if any(d != 1 for d in shape[2:]):
+        raise ModelError(
+            f"the logits {logits.name!r} have more than one position per class: {list(shape)}"
+        )
+    return shape[1]
+
+
+def _labels(proto: onnx.ModelProto) -> list[str] | None:
+    stored = metadata(proto).get(PREFIX + "labels")
+    if stored is None:
+        return None
+    try:
+        labels = json.loads(stored)
+    except ValueError as error:
+        raise ModelError(f"the labels in the model's metadata are no JSON: {error}") from error
+    if not isinstance(labels, list) or not all(isinstance(x, str) for x in labels):
+        raise ModelError("the labels in the model's metadata are no list of names")
+    return labels

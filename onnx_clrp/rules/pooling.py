@@ -1,0 +1,157 @@
+"""Pools: the winner takes all of a maximum; a mean is shared by contribution or evenly."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from onnx_clrp.intervals import Kind, with_zero
+from onnx_clrp.redistribute import LinearMap, winners
+from onnx_clrp.rules import UnsupportedError, rule
+from onnx_clrp.rules.window import Window
+
+if TYPE_CHECKING:
+    from onnx_clrp.tape import Tape, Tensor
+
+
+@rule("MaxPool", bounds=Kind.MOVEMENT)
+def max_pool(
+    t: Tape,
+    r: Tensor,
+    y: Tensor,
+    x: Tensor,
+    *,
+    kernel_shape: Sequence[int],
+    strides: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    dilations: Sequence[int] | None = None,
+    ceil_mode: int = 0,
+    storage_order: int = 0,
+) -> Tensor:
+    """winner takes all: the first maximum of the window, row-major; overlapping windows add.
+
+    The winners are found by comparing the window's places with the pool's own output, which the
+    same forward pass made: no index kernel, whose ties differ from device to device.
+    """
+    window = Window.of(kernel_shape, strides, pads, dilations)
+    won = winners(t, window.patches(t, x, y, -np.inf), y)
+    return window.place(t, [t.Mul(r, w) for w in won], x, y)
+
+
+@rule("GlobalMaxPool", bounds=Kind.MOVEMENT)
+def global_max_pool(t: Tape, r: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """winner takes all: the first maximum of the plane, row-major."""
+    return _first_maximum(t, r, x, range(2 - t.rank(x), 0))
+
+
+@rule("ReduceMax", bounds=Kind.MOVEMENT)
+def reduce_max(
+    t: Tape,
+    r: Tensor,
+    y: Tensor,
+    x: Tensor,
+    axes: Tensor | None = None,
+    *,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> Tensor:
+    """winner takes all: the first maximum over the axes, row-major."""
+    reduced = _axes(t, x, axes)
+    return _first_maximum(t, _kept(t, r, reduced, keepdims), x, reduced)
+
+
+@rule("AveragePool", bounds=with_zero)
+def average_pool(
+    t: Tape,
+    r: Tensor,
+    y: Tensor,
+    x: Tensor,
+    *,
+    kernel_shape: Sequence[int],
+    strides: Sequence[int] | None = None,
+    pads: Sequence[int] | None = None,
+    dilations: Sequence[int] | None = None,
+    ceil_mode: int = 0,
+    count_include_pad: int = 0,
+) -> Tensor:
+    """rule for means: the sum over each window's real elements, by contribution or evenly."""
+    window = Window.of(kernel_shape, strides, pads, dilations)
+    if ceil_mode:
+        window = window.overhanging(t, x, y)
+    shape = t.sizes(y, range(t.rank(y)))
+
+    def planes(a: Tensor, like: Tensor) -> Tensor:
+        return t.Reshape(a, t.Concat([-1, 1], t.sizes(like, window.axes), axis=0))
+
+    def forward(a: Tensor, ones: Tensor) -> Tensor:
+        return t.Reshape(window.convolve(t, planes(a, x), ones), shape)
+
+    def transpose(s: Tensor, ones: Tensor) -> Tensor:
+        return t.like(window.adjoint(t, planes(s, y), ones, x, y), x)
+
+    ones = t.operand(np.ones((1, 1, *window.kernel), np.float32))
+    return t.average(LinearMap(x, y, ones, forward, transpose), r)
+
+
+@rule("GlobalAveragePool", bounds=Kind.MOVEMENT)
+def global_average_pool(t: Tape, r: Tensor, y: Tensor, x: Tensor) -> Tensor:
+    """rule for means: the sum over the plane, by contribution or evenly."""
+    return _mean(t, r, y, x, range(2 - t.rank(x), 0))
+
+
+@rule("ReduceMean", bounds=Kind.MOVEMENT)
+@rule("ReduceSum")
+def reduce_mean(
+    t: Tape,
+    r: Tensor,
+    y: Tensor,
+    x: Tensor,
+    axes: Tensor | None = None,
+    *,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> Tensor:
+    """rule for means: the sum over the axes, by contribution or evenly."""
+    reduced = _axes(t, x, axes)
+    return _mean(t, _kept(t, r, reduced, keepdims), _kept(t, y, reduced, keepdims), x, reduced)
+
+
+def _mean(t: Tape, r: Tensor, y: Tensor, x: Tensor, axes: Sequence[int]) -> Tensor:
+    def forward(a: Tensor, ones: Tensor) -> Tensor:
+        return t.ReduceSum(a, [*axes], keepdims=1)
+
+    def transpose(s: Tensor, ones: Tensor) -> Tensor:
+        return s  # broadcasts back over the plane
+
+    ones = t.operand(np.float32(1).reshape(()))
+    return t.average(LinearMap(x, y, ones, forward, transpose), r)
+
+
+def _first_maximum(t: Tape, r: Tensor, x: Tensor, axes: Sequence[int]) -> Tensor:
+    """`r`, whose reduced axes are 1, to the first maximum of `x` over them."""
+    rank = t.rank(x)
+    kept = [a for a in range(rank) if a - rank not in axes]
+    order = [*kept, *(a + rank for a in axes)]
+    last = t.Transpose(x, perm=order)
+    rows = t.Reshape(last, t.Concat(*(t.sizes(x, [a]) for a in kept), [-1], axis=0))
+    winner = t.ArgMax(rows, axis=-1, keepdims=1)
+    width = t.Squeeze(t.Shape(rows, start=-1), [0])
+    won = t.number(t.Equal(winner, t.Range(0, width, 1)))
+    back = t.Transpose(t.Reshape(won, t.Shape(last)), perm=[int(i) for i in np.argsort(order)])
+    return t.Mul(r, back)
+
+
+def _axes(t: Tape, x: Tensor, axes: Tensor | None) -> list[int]:
+    """The reduced axes, counted from the end; all if none are named, which the batch forbids."""
+    rank = t.rank(x)
+    named = t.integers(axes, "axes") or [*range(rank)]
+    counted = sorted(a % rank - rank for a in named)
+    if -rank in counted:
+        raise UnsupportedError("it reduces over the batch axis")
+    return counted
+
+
+def _kept(t: Tape, y: Tensor, axes: Sequence[int], keepdims: int) -> Tensor:
+    return y if keepdims else t.Unsqueeze(y, [*axes])

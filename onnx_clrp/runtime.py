@@ -1,0 +1,287 @@
+"""Running an explainer: batches in, the result of an explanation out."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Unpack
+
+import numpy as np
+import onnx
+from numpy.typing import ArrayLike, NDArray
+
+from onnx_clrp.compiler import Options, convert, parse_target
+from onnx_clrp.errors import UsageError
+from onnx_clrp.image import Preprocessing
+from onnx_clrp.model import PREFIX, load, metadata
+from onnx_clrp.sessions import onnxruntime, open_session
+
+Floats = NDArray[np.float32]
+Integers = NDArray[np.int64]
+
+_SLACK = 1e-3
+"""How far outside its range a batch may lie, as a part of the range's width."""
+
+_PIECE = 8
+"""Samples that run at once where the model leaves the batch open."""
+
+_NUMPY = {
+    f"tensor({onnx_name})": numpy_name
+    for onnx_name, numpy_name in {
+        "float": "float32",
+        "float16": "float16",
+        "double": "float64",
+        **{f"{u}int{bits}": f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)},
+    }.items()
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an explanation gives, for N samples and k targets.
+
+    Attributes:
+        logits: `[N, C]` float32.
+        target: `[N, k]` int64, the explained classes.
+        seed: `[N, k]` float32, their logits: what the relevance started from.
+        relevance: `[N, k, *input.shape[1:]]` float32, in units of the logit.
+        concept, dual: the two maps of a contrast, where `parts=True` asked for them.
+        notes: what was assumed.
+        channel_axis: the axis of the channels in the model's input.
+    """
+
+    logits: Floats
+    target: Integers
+    seed: Floats
+    relevance: Floats
+    concept: Floats | None = None
+    dual: Floats | None = None
+    notes: tuple[str, ...] = field(default=(), repr=False)
+    channel_axis: int = 1
+
+    def heatmap(self) -> Floats:
+        """Relevance summed over the channels: `[N, k, H, W]`."""
+        summed: Floats = self.relevance.sum(axis=self.channel_axis + 1)
+        return summed
+
+
+class Explainer:
+    """A model with its explanations: converts it if need be and owns the session that runs it.
+
+    Args:
+        model: a model as for `convert`, or one that `convert` wrote.
+        device: `"cpu"`, `"cuda"`, or `"auto"` for CUDA where it is there; see `device` afterwards.
+        options: those of `convert`.
+
+    Attributes:
+        device: where it runs, `"cpu"` or `"cuda"`.
+        method: the method.
+        classes: C, the number of classes.
+        labels: the classes' names, or None.
+        notes: what was assumed about the model.
+        preprocessing: how pictures become the input, bound to the model's size; or None.
+
+    Raises:
+        ModelError: the model cannot be read, converted or loaded by ONNX Runtime.
+        DeviceError: the device is not there.
+        UsageError: an option does not fit.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | bytes | onnx.ModelProto,
+        *,
+        device: str = "auto",
+        **options: Unpack[Options],
+    ) -> None:
+        proto = load(model)
+        if PREFIX + "method" not in metadata(proto):
+            proto = convert(proto, **options)
+        elif options:
+            raise UsageError(f"the model is an explainer already: {', '.join(options)} is settled")
+        self._session, self.device = open_session(proto, device)
+        known = {k.removeprefix(PREFIX): v for k, v in metadata(proto).items()}
+        self.method = known["method"]
+        self.classes = int(known["classes"])
+        self.labels: list[str] | None = json.loads(known.get("labels", "null"))
+        self.notes: list[str] = json.loads(known["notes"])
+        self._names: dict[str, str] = json.loads(known["names"])
+        self._range = Range.from_json(known["input_range"])
+        self._source = next(i for i in self._session.get_inputs() if i.name == self._names["input"])
+        self._others = [
+            i.name
+            for i in self._session.get_inputs()
+            if i.name not in (self._names["input"], self._names.get("target"))
+        ]
+        stored = known.get("preprocessing")
+        self.preprocessing = Preprocessing.from_json(stored) if stored else None
+
+    def explain(self, batch: ArrayLike, target: ArrayLike | None = None) -> Result:
+        """Explain the scores of some classes for a batch of inputs.
+
+        Args:
+            batch: the model's own input, `[N, ...]`.
+            target: None for the top class of each sample; a class; a list of k classes for every
+                sample; a 1-D array of one class per sample; an array `[N, k]`. Always None where
+                the targets were compiled in.
+
+        Raises:
+            UsageError: the batch has not the form or the range of the model's input, or a target
+                is out of range.
+        """
+        samples = self._samples(batch)
+        wanted = self._wanted(samples, target)
+        outputs: dict[str, list[NDArray[Any]]] = {}
+        for start, piece in self._pieces(samples):
+            feeds = {self._source.name: piece}
+            if wanted is not None:
+                feeds[self._names["target"]] = _filled(wanted[start : start + len(piece)], piece)
+            for name, values in self._run(feeds).items():
+                outputs.setdefault(name, []).append(values)
+        joined = {name: np.concatenate(parts)[: len(samples)] for name, parts in outputs.items()}
+        return self._result(joined)
+
+    def logits(self, batch: ArrayLike) -> Floats:
+        """The model's class scores alone, `[N, C]`, without the cost of an explanation."""
+        samples = self._samples(batch)
+        scores = [
+            self._run({self._source.name: piece, **self._nobody(piece)}, ["logits"])["logits"]
+            for _, piece in self._pieces(samples)
+        ]
+        return np.concatenate(scores)[: len(samples)]
+
+    @property
+    def input_form(self) -> tuple[list[int], str]:
+        """The shape of a single sample, 64 for a side that the model leaves open, and its type."""
+        sizes = [d if isinstance(d, int) else 64 for d in self._source.shape[1:]]
+        return [1, *sizes], _NUMPY[self._source.type]
+
+    @property
+    def input_bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The lowest and the highest value of the input, to broadcast to a batch."""
+        shape = [-1 if i == self._range.axis else 1 for i in range(len(self._source.shape))]
+        return np.array(self._range.low).reshape(shape), np.array(self._range.high).reshape(shape)
+
+    def _samples(self, batch: ArrayLike) -> NDArray[Any]:
+        if self._others:
+            raise UsageError(f"the model also needs {', '.join(self._others)}: one input only yet")
+        samples = np.asarray(batch)
+        dtype = np.dtype(_NUMPY[self._source.type])
+        if not np.can_cast(samples.dtype, dtype, "same_kind"):
+            raise UsageError(f"the model takes {dtype}, the batch is {samples.dtype}")
+        wanted = [d if isinstance(d, int) else None for d in self._source.shape]
+        fits = samples.ndim == len(wanted) and len(samples) > 0
+        if not fits or any(
+            w not in (None, d) for w, d in zip(wanted[1:], samples.shape[1:], strict=True)
+        ):
+            form = ", ".join("N" if i == 0 else str(d) for i, d in enumerate(self._source.shape))
+            raise UsageError(f"the model takes [{form}], the batch is {list(samples.shape)}")
+        self._range.check(samples)
+        return samples.astype(dtype, copy=False)
+
+    def _pieces(self, samples: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
+        """The samples in pieces of the size that the model was exported with, or a modest one."""
+        fixed = self._source.shape[0]
+        size = fixed if isinstance(fixed, int) else _PIECE
+        for start in range(0, len(samples), size):
+            piece = samples[start : start + size]
+            missing = size - len(piece) if isinstance(fixed, int) else 0
+            yield start, np.concatenate([piece, *[piece[-1:]] * missing])
+
+    def _wanted(self, samples: NDArray[Any], target: ArrayLike | None) -> Integers | None:
+        """The targets `[N, k]`; None where they are compiled in."""
+        if "target" not in self._names:
+            if target is not None:
+                raise UsageError("the targets of this explainer were compiled in")
+            return None
+        if target is None:
+            best: Integers = self.logits(samples).argmax(axis=1)[:, None]
+            return best
+        asked = _per_sample(target, len(samples))
+        parse_target([int(c) for c in asked.reshape(-1)], self.classes)
+        return asked
+
+    def _nobody(self, piece: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """A target that nothing is made of, where the session asks for one."""
+        if "target" not in self._names:
+            return {}
+        return {self._names["target"]: np.zeros((len(piece), 1), np.int64)}
+
+    def _run(
+        self, feeds: dict[str, NDArray[Any]], wanted: Sequence[str] | None = None
+    ) -> dict[str, NDArray[Any]]:
+        names = wanted or [n for n in self._names if n not in ("input", "target")]
+        options = onnxruntime().RunOptions()
+        options.log_severity_level = 3
+        options.only_execute_path_to_fetches = True
+        values = self._session.run([self._names[n] for n in names], feeds, options)
+        return dict(zip(names, values, strict=True))
+
+    def _result(self, outputs: dict[str, NDArray[Any]]) -> Result:
+        logits, target = outputs["logits"], outputs["relevance_target"]
+        return Result(
+            logits=logits,
+            target=target,
+            seed=np.take_along_axis(logits, target, axis=1),
+            relevance=outputs["relevance"],
+            concept=outputs.get("relevance_concept"),
+            dual=outputs.get("relevance_dual"),
+            notes=tuple(self.notes),
+            channel_axis=self._range.axis,
+        )
+
+
+@dataclass(frozen=True)
+class Range:
+    """The range of the model's input: numbers, or one a channel along `axis`."""
+
+    low: list[float]
+    high: list[float]
+    axis: int
+
+    @classmethod
+    def from_json(cls, text: str) -> Range:
+        """The range as `convert` wrote it: an infinite bound is null."""
+        known = json.loads(text)
+        low, high = (
+            [sign * np.inf if bound is None else float(bound) for bound in known[end]]
+            for end, sign in (("low", -1), ("high", 1))
+        )
+        return cls(low, high, int(known["axis"]))
+
+    def check(self, samples: NDArray[Any]) -> None:
+        """Refuse what no picture of this model's can be: the commonest mistake there is."""
+        others = tuple(i for i in range(samples.ndim) if i != self.axis)
+        least, most = samples.min(axis=others), samples.max(axis=others)
+        low, high = np.array(self.low), np.array(self.high)
+        slack = np.nan_to_num(_SLACK * (high - low), posinf=0.0)
+        if not (np.isfinite(least).all() and np.isfinite(most).all()):
+            raise UsageError("the batch holds values that are not finite")
+        if (least < low - slack).any() or (most > high + slack).any():
+            raise UsageError(
+                f"the batch lies in {_span(least, most)}, the model's input in {_span(low, high)}:"
+                " prepare it as the model expects, or give the right input range"
+            )
+
+
+def _span(low: NDArray[Any], high: NDArray[Any]) -> str:
+    return f"{low.min():.4g} … {high.max():.4g}"
+
+
+def _per_sample(target: ArrayLike, n: int) -> Integers:
+    """The targets as `[N, k]`."""
+    given = np.asarray(target)
+    if given.dtype.kind not in "iu":
+        raise UsageError(f"targets are class numbers, not {target!r}")
+    if given.ndim == 0 or (given.ndim == 1 and not isinstance(target, np.ndarray)):
+        return np.tile(given.reshape(1, -1).astype(np.int64), (n, 1))
+    if given.ndim > 2 or len(given) != n:
+        raise UsageError(f"targets of the shape {list(given.shape)} do not fit {n} samples")
+    return given.reshape(n, -1).astype(np.int64)
+
+
+def _filled(target: Integers, piece: NDArray[Any]) -> Integers:
+    """Targets for the samples that a piece was filled up with."""
+    return np.concatenate([target, *[target[-1:]] * (len(piece) - len(target))])

@@ -1,0 +1,63 @@
+"""For tests of rules, ours and yours: hand a relevance of your choice through a few nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnx_clrp.compiler import append
+from onnx_clrp.facts import Facts
+from onnx_clrp.intervals import UNKNOWN, Interval
+from onnx_clrp.model import load
+from onnx_clrp.modernise import modernise
+from onnx_clrp.normalise import normalised_steps
+from onnx_clrp.redistribute import RULE_SETS
+from onnx_clrp.sessions import open_session
+from onnx_clrp.tape import Tape
+from onnx_clrp.walk import Relevance, walk
+
+Arrays = Mapping[str, NDArray[np.generic]]
+
+
+def redistribute(
+    model: onnx.ModelProto,
+    inputs: Arrays,
+    relevance: Arrays,
+    *,
+    rules: str = "default",
+    bounds: Mapping[str, tuple[NDArray[np.generic], NDArray[np.generic]]] | None = None,
+) -> dict[str, NDArray[np.float32]]:
+    """Hand relevance from a model's outputs back to its inputs, by the registered rules.
+
+    Args:
+        model: any model; every one of its inputs counts as data.
+        inputs: a value for each input.
+        relevance: for some outputs, `[k, *output.shape]` each.
+        rules: the rule set.
+        bounds: for some inputs, the lowest and the highest value, as arrays that broadcast.
+
+    Returns:
+        For each input that takes relevance, `[k, *input.shape]` float32.
+
+    Raises:
+        UnsupportedError: a node cannot hand relevance on.
+    """
+    known = modernise(load(model))
+    intervals = {x.name: UNKNOWN for x in known.graph.inputs}
+    for name, (low, high) in (bounds or {}).items():
+        intervals[name] = Interval(np.asarray(low, np.float32), np.asarray(high, np.float32))
+    facts = Facts(known.graph, known.weights, intervals)
+    ends = [y for y in known.graph.outputs if y.name in relevance]
+    t = Tape(known.graph, facts)
+    arriving: Relevance = {
+        y.name: t.constant(np.asarray(relevance[y.name], np.float32)) for y in ends
+    }
+    t.targets = np.array([len(next(iter(relevance.values())))], np.int64)
+    taken = walk(t, normalised_steps(known.graph, facts, ends), arriving, RULE_SETS[rules])
+    made = append(known.proto, t, {f"relevance of {x}": r for x, r in taken.items()})
+    session, _ = open_session(made, "cpu")
+    values = session.run([f"relevance of {x}" for x in taken], dict(inputs))
+    return dict(zip(taken, values, strict=True))

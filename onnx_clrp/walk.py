@@ -1,0 +1,99 @@
+"""The reverse walk: relevance goes from each node's outputs to its inputs and adds up at forks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from onnx_clrp.errors import UnsupportedError as UnsupportedModelError
+from onnx_clrp.normalise import Step
+from onnx_clrp.redistribute import Composite
+from onnx_clrp.rules import UnsupportedError, find_rule
+from onnx_clrp.tape import Tape, Tensor
+
+Relevance = dict[str, Tensor]
+"""Relevance by the name of the tensor that it belongs to."""
+
+Handed = list[tuple[Tensor, Tensor]]
+"""Each input of a step that takes relevance, and what it takes."""
+
+Watch = Callable[[Step, "Sequence[Tensor | None]", Handed], None]
+"""Told of every step: the relevance that arrived at its outputs, and what it handed on."""
+
+_CONTROL_FLOW = frozenset({"If", "Loop", "Scan"})
+
+
+def walk(
+    t: Tape,
+    steps: Sequence[Step],
+    relevance: Relevance,
+    composite: Composite,
+    watch: Watch | None = None,
+) -> Relevance:
+    """Hand relevance back through `steps`; what remains belongs to tensors that none of them made.
+
+    Raises:
+        UnsupportedError: nodes have no rule, all of them named.
+    """
+    gaps: list[tuple[Step, str]] = []
+    left, t.composite = dict(relevance), composite
+    for step in reversed(steps):
+        arrived = [left.pop(y.name, None) for y in step.outputs]
+        if all(r is None for r in arrived):
+            continue
+        handed = _handed(t, step, arrived, gaps)
+        for x, r in handed:
+            left[x.name] = t.Add(left[x.name], r) if x.name in left else r
+        if watch is not None:
+            watch(step, arrived, handed)
+    if gaps:
+        raise _unsupported(gaps[::-1])
+    return left
+
+
+def _handed(
+    t: Tape, step: Step, arrived: Sequence[Tensor | None], gaps: list[tuple[Step, str]]
+) -> Handed:
+    """What the step's rule hands on; a gap is noted, and the walk goes on to find the others."""
+    carriers = [x for x in step.inputs if x is not None and t.carries(x)]
+    try:
+        with t.scope(step.name or step.op):
+            return _by_rule(t, step, arrived, carriers)
+    except UnsupportedError as error:
+        gaps.append((step, str(error)))
+        return [(x, x) for x in carriers]
+
+
+def _by_rule(
+    t: Tape, step: Step, arrived: Sequence[Tensor | None], carriers: Sequence[Tensor]
+) -> Handed:
+    rule = find_rule(step.op, step.domain)
+    if rule is None:
+        flow = step.op in _CONTROL_FLOW
+        raise UnsupportedError(
+            "control flow is not supported" if flow else "no rule for this operator"
+        )
+    unknown = rule.unknown_attributes(step.attributes)
+    if unknown:
+        raise UnsupportedError(f"its rule does not take {', '.join(unknown)}")
+    if not rule.variadic and any(r is not None for r in arrived[1:]):
+        raise UnsupportedError("relevance arrives at an output other than the first")
+    t.step = step
+    r, y = (arrived, step.outputs) if rule.variadic else (arrived[0], step.outputs[0])
+    result = rule.redistribute(t, r, y, *step.inputs, **step.attributes)
+    if not isinstance(result, list | tuple):
+        if len(carriers) != 1:
+            raise UnsupportedError("more than one of its inputs depends on the input")
+        return [(carriers[0], result)]
+    pairs = zip(step.inputs, result, strict=True)
+    return [(x, r) for x, r in pairs if r is not None and x is not None and t.carries(x)]
+
+
+def _unsupported(found: Sequence[tuple[Step, str]]) -> UnsupportedModelError:
+    """Every gap in a line: the node's name, its operator, the reason; and the cure."""
+    gaps = [(str(step), ".".join(filter(None, (step.domain, step.op))), why) for step, why in found]
+    wide, high = (max(len(gap[i]) for gap in gaps) for i in (0, 1))
+    count = f"{len(gaps)} nodes" if len(gaps) > 1 else "1 node"
+    lines = [f"{count} between input and logits cannot hand relevance on:"]
+    lines += [f"  {name:{wide}}  {operator:{high}}  {why}" for name, operator, why in gaps]
+    lines.append(f'Register a rule with @onnx_clrp.rule("{found[0][0].op}"); see docs/rules.md.')
+    return UnsupportedModelError("\n".join(lines), gaps)
