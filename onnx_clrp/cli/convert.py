@@ -1,0 +1,62 @@
+"""`onnx-clrp convert`: the explainer graph as a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from onnx_clrp.cli import options as common
+from onnx_clrp.cli.output import busy, notice
+from onnx_clrp.errors import UsageError
+from onnx_clrp.labels import parse_targets
+
+
+@click.command("convert")
+@common.model_argument
+@click.argument("out", type=click.Path(path_type=Path))
+@common.method_option
+@common.rules_option
+@common.target_option
+@common.top_option
+@common.labels_option
+@click.option("--signed", is_flag=True, help="Leave out the final max(0, R).")
+@click.option("--parts", is_flag=True, help="Add the two maps of a contrast.")
+@common.graph_options
+@common.preprocessing_options
+def command(
+    model: Path,
+    out: Path,
+    target: tuple[str, ...],
+    top: int | None,
+    labels: Path | None,
+    parts: bool,
+    **given: Any,
+) -> None:
+    """Write the explainer of MODEL to OUT: the same model with relevance as one more output.
+
+    The classes are an input of the graph unless --target or --top settles them.
+    """
+    from onnx_clrp.compiler import convert
+    from onnx_clrp.model import load, save
+    from onnx_clrp.program import read_program, reading
+
+    if out.exists() and out.resolve() == model.resolve():
+        raise UsageError("the explainer would replace the model: name another file")
+    if target and top is not None:
+        raise UsageError("--target and --top exclude each other")
+    proto = load(model)
+    choices = common.graph_choices(proto, given)
+    choices["parts"] = parts
+    if top is not None:
+        choices["target"] = f"top:{top}"
+    if target:
+        known = read_program(proto, **reading(choices))
+        choices["target"] = parse_targets(target, common.labels_of(known, labels), known.classes)
+    with busy(f"converting {model}"):
+        explainer = convert(proto, **choices)
+    save(explainer, out)
+    inputs = ", ".join(x.name for x in explainer.graph.input)
+    outputs = ", ".join(y.name for y in explainer.graph.output)
+    notice(f"wrote {out}: {inputs} -> {outputs}")
