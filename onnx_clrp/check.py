@@ -148,7 +148,7 @@ def _ledger(
 ) -> tuple[list[Entry], float, float]:
     """LRP's ledger in units of the logit, the logit, and what arrives at the input."""
     program = _program(proto, options)
-    t = Tape(program.model.graph, program.facts)
+    t = Tape(program.model.names(), program.facts)
     t.targets = np.array([1], np.int64)
     scores: Tensor = program.logits
     if len(program.facts.shape(scores) or ()) > 2:

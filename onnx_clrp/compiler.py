@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 
 import numpy as np
@@ -100,7 +100,7 @@ def write(
     watch: Watch | None = None,
 ) -> onnx.ModelProto:
     """Append the walk to the model; `target` is a list of classes, the k of `top:k`, or None."""
-    t = Tape(program.model.graph, program.facts)
+    t = Tape(program.model.names(), program.facts)
     scores: Tensor = program.logits
     if len(program.facts.shape(scores) or ()) > 2:
         scores = t.Reshape(scores, [-1, program.classes])
@@ -161,7 +161,10 @@ def parse_target(target: Target, classes: int) -> list[int] | int | None:
         if kind != "top" or not number.isdecimal() or not 1 <= int(number) <= classes:
             raise UsageError(f"a target is a class, a list of them, or top:1 … top:{classes}")
         return int(number)
-    chosen = [int(c) for c in np.atleast_1d(np.asarray(target))]
+    chosen = list(target) if isinstance(target, Iterable) else [target]
+    if not all(isinstance(c, int | np.integer) and not isinstance(c, bool) for c in chosen):
+        raise UsageError(f"targets are class numbers, not {target!r}")
+    chosen = [int(c) for c in chosen]
     outside = [c for c in chosen if not 0 <= c < classes]
     if outside or not chosen:
         raise UsageError(f"target {outside or chosen} is not in 0 … {classes - 1}")

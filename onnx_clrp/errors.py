@@ -17,13 +17,19 @@ class ModelError(ClrpError):
 class UnsupportedError(ModelError):
     """Nodes between input and logits cannot hand relevance on.
 
+    A rule raises it with the reason alone; who compiles the model hears of all nodes at once.
+
     Attributes:
         gaps: the name, the operator and the reason of each.
+        follows: whether it may only follow from another gap, as a shape that nobody knows does.
     """
 
-    def __init__(self, message: str, gaps: Sequence[tuple[str, str, str]] = ()) -> None:
+    def __init__(
+        self, message: str, gaps: Sequence[tuple[str, str, str]] = (), *, follows: bool = False
+    ) -> None:
         super().__init__(message)
         self.gaps = list(gaps)
+        self.follows = follows
 
 
 class ImageError(ClrpError):

@@ -96,8 +96,10 @@ def inspect(
         write(program, method, composite, None)
     except UnsupportedError as error:
         gaps = {node: reason for node, _, reason in error.gaps}
-    head, _ = split_at_classifier(program.steps, program.logits)
-    classifier = [step.outputs[0].name for step in head if step.linear]
+    classifier = []
+    if method.dual is not None and not gaps:
+        head, _ = split_at_classifier(program.steps, program.logits)
+        classifier = [step.outputs[0].name for step in head if step.linear]
     rows = [_row(step, program, classifier, gaps) for step in program.steps]
     interval = program.facts.interval(program.input)
     ends = (float(interval.lo.min()), float(interval.hi.max()))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import helper
 
 from onnx_clrp.errors import UsageError
 
@@ -55,13 +57,23 @@ def between(lo: float, hi: float) -> Interval:
 UNKNOWN = between(-np.inf, np.inf)
 
 
-def per_channel(low: object, high: object, rank: int, axis: int) -> Interval:
+def per_channel(
+    low: object, high: object, rank: int, axis: int, channels: int | None = None
+) -> Interval:
     """Bounds given as a number or one number a channel, laid along `axis` of the tensor.
 
     Raises:
         UsageError: a bound is not a number or a list of numbers, or `low > high`.
     """
     lo, hi = (_along(bound, rank, axis) for bound in (low, high))
+    for bound in (lo, hi):
+        if bound.size not in (1, channels or bound.size) or bound.size not in (
+            1,
+            max(lo.size, hi.size),
+        ):
+            raise UsageError(
+                f"an input range of {bound.size} numbers, the input has {channels} channels"
+            )
     if not (lo <= hi).all():
         raise UsageError(f"the input range must have low <= high, not {low} and {high}")
     return Interval(lo, hi)
@@ -97,21 +109,39 @@ class Kind(Enum):
 
     MONOTONE = "elementwise, monotone either way in its one input that is no constant"
     RISING = "elementwise, rising in every input"
-    MOVEMENT = "moves, averages or picks values: the output stays among the inputs"
+    MOVEMENT = "moves or drops values without changing any"
+    CHOICE = "averages or picks values: the output stays among the inputs"
+    CAST = "the same values in another type"
+    PADDING = "moves values and puts constants around them"
     JOIN = "puts tensors together, constants among them"
 
 
-Bounds = Kind | Callable[[Sequence[Interval], Sequence["NDArray[np.generic] | None"]], Interval]
-"""A kind, or a function of the data inputs' intervals and of all inputs' constant values."""
+Bounds = Kind | Callable[[Interval, Mapping[str, Any]], Interval]
+"""A kind, or a function of the first data input's interval and of the operator's attributes."""
 
 
 def range_of(lo: float, hi: float) -> Bounds:
     """The kind of an operator whose output lies in a fixed range whatever its input."""
-    return lambda _intervals, _constants: between(lo, hi)
+    return lambda _interval, _attributes: between(lo, hi)
 
 
-def with_zero(
-    intervals: Sequence[Interval], _constants: Sequence[NDArray[np.generic] | None]
-) -> Interval:
-    """The inputs' hull and zero: what a mean over zero padding, or a shrinking map, may give."""
-    return hull([*intervals, between(0, 0)])
+def with_zero(interval: Interval, _attributes: Mapping[str, Any]) -> Interval:
+    """The input's hull and zero: what a mean over zero padding may give."""
+    return hull([interval, between(0, 0)])
+
+
+def cast(interval: Interval, to: int) -> Interval:
+    """The interval in another type: as it is in a float, cut off in an integer that holds it."""
+    dtype = helper.tensor_dtype_to_np_dtype(to)
+    if dtype.kind not in "iu":
+        return UNKNOWN if dtype == np.bool_ else interval
+    limits = np.iinfo(dtype)
+    holds = interval.finite and interval.lo.min() >= limits.min and interval.hi.max() <= limits.max
+    if not holds:  # it wraps around
+        return between(float(limits.min), float(limits.max))
+    return Interval(np.trunc(interval.lo), np.trunc(interval.hi))
+
+
+def positive_part(interval: Interval, _attributes: Mapping[str, Any]) -> Interval:
+    """Not negative where the input is not: all that is sure of many activations."""
+    return between(0, np.inf) if interval.nonnegative else UNKNOWN

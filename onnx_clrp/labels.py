@@ -29,7 +29,7 @@ def read_labels(path: Path, classes: int) -> list[str]:
         raise UsageError(f"labels {str(path)!r} cannot be read: {error}") from error
     try:
         labels = _from_json(json.loads(text)) if text.lstrip()[:1] in ("[", "{") else _lines(text)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise UsageError(f"labels {str(path)!r} are not in a form that is known") from error
     if len(labels) != classes:
         raise UsageError(f"{str(path)!r} has {len(labels)} labels, the model {classes} classes")
@@ -46,7 +46,7 @@ def _from_json(data: Any) -> list[str]:
 
 
 def parse_targets(given: Sequence[str], labels: Sequence[str] | None, classes: int) -> list[int]:
-    """Class numbers from numbers and labels, several of them with commas between.
+    """Class numbers from numbers and labels, several with commas between, each once.
 
     Raises:
         UsageError: a number out of range, or a label that is unknown or not unique.
@@ -57,7 +57,7 @@ def parse_targets(given: Sequence[str], labels: Sequence[str] | None, classes: i
         whole = _matches(text, labels)
         parts = [text] if len(whole) == 1 else text.split(",")
         found += [_class(part.strip(), labels, classes) for part in parts]
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _class(text: str, labels: Sequence[str] | None, classes: int) -> int:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnx_clrp.errors import ModelError
 from onnx_clrp.normalise import Step
 from onnx_clrp.redistribute import (
     Composite,
-    Redistribution,
     conserving,
     evenly,
     in_float64,
     negated,
 )
-from onnx_clrp.walk import Relevance, Watch, walk
+from onnx_clrp.walk import Relevance, Watch, refuse_gaps, walk
 
 if TYPE_CHECKING:
     from onnx_clrp.program import Program
@@ -48,6 +49,12 @@ class Method:
     sow: Sow
     dual: Dual | None = None
     fewest_classes: int = 1
+
+
+_DENSE = frozenset({"Gemm", "MatMul"})
+_THROUGH = frozenset(
+    {"Add", "Sub", "Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose"}
+)
 
 
 def target_logit(t: Tape, chosen: Tensor, logits: Tensor, classes: int) -> Tensor:
@@ -107,9 +114,11 @@ class Seeds:
     chosen: Tensor
     classes: int
 
-    def sown(self, sow: Sow) -> Relevance:
-        """The seed of a method, or of its dual: `[k, *logits.shape]`."""
-        seed = sow(self.t, self.chosen, self.scores, self.classes)
+    def sown(self, sow: Sow, *, wide: bool = False) -> Relevance:
+        """The seed of a method, or of its dual: `[k, *logits.shape]`, in float64 if it is wide."""
+        with self.t.double() if wide else nullcontext():
+            scores = self.t.number(self.scores) if wide else self.scores
+            seed = sow(self.t, self.chosen, scores, self.classes)
         if self.scores is not self.logits:
             seed = self.t.like(seed, self.logits)
         return {self.logits.name: seed}
@@ -130,44 +139,46 @@ def relevance_maps(
     The contrast is formed at the input of the classifier layer: below it every rule is linear in
     the relevance, so that one pass does for both. The two are nearly alike, so that the layer
     itself is calculated in float64 where it is fully connected.
+
+    Raises:
+        UnsupportedError: nodes cannot hand relevance on, all of them named.
     """
-    head, body = split_at_classifier(program.steps, program.logits)
-
-    def carried(relevance: Relevance, composite: Composite) -> Tensor:
-        return walk(t, body, relevance, composite, watch)[program.input.name]
-
+    whole = walk(t, program.steps, seeds.sown(method.sow), composite, watch)
+    refuse_gaps(t, program.steps)
+    concept = whole[program.input.name]
     if method.dual is None:
-        concept = walk(t, head, seeds.sown(method.sow), composite, watch)
-        return {"relevance": carried(concept, composite)}
-    wide = in_float64 if _all_dense(t, head) else _unchanged
-    concept = walk(t, head, seeds.sown(method.sow), composite.over_maps(wide), watch)
-    dual_composite = method.dual.composite(composite).over_maps(wide)
-    dual = walk(t, head, seeds.sown(method.dual.sow), dual_composite)
-    difference = {name: t.number(t.Sub(r, dual[name])) for name, r in concept.items()}
-    contrast = carried(difference, composite.over_maps(conserving))
+        return {"relevance": concept}
+    difference, body = _contrast(t, program, method.sow, method.dual, composite, seeds)
+    contrast = walk(t, body, difference, composite.over_maps(conserving))[program.input.name]
     if not parts:
         return {"relevance": contrast}
-    whole = carried({name: t.number(r) for name, r in concept.items()}, composite)
     return {
         "relevance": contrast,
-        "relevance_concept": whole,
-        "relevance_dual": t.Sub(whole, contrast),
+        "relevance_concept": concept,
+        "relevance_dual": t.Sub(concept, contrast),
     }
 
 
+def _contrast(
+    t: Tape, program: Program, sow: Sow, dual: Dual, composite: Composite, seeds: Seeds
+) -> tuple[Relevance, list[Step]]:
+    """R - R_dual at the input of the classifier layer, and the steps below it."""
+    head, body = split_at_classifier(program.steps, program.logits)
+    wide = _all_dense(t, head)
+    pair = composite, dual.composite(composite)
+    if wide:
+        pair = pair[0].over_maps(in_float64), pair[1].over_maps(in_float64)
+    ours = walk(t, head, seeds.sown(sow, wide=wide), pair[0])
+    theirs = walk(t, head, seeds.sown(dual.sow, wide=wide), pair[1])
+    return {name: t.number(t.Sub(r, theirs[name])) for name, r in ours.items()}, body
+
+
 def _all_dense(t: Tape, head: Sequence[Step]) -> bool:
-    """Does nothing but dense maps lead out of the classifier layer, so that it may be float64?"""
-    made = {y.name for step in head for y in step.outputs}
+    """Is the classifier layer fully connected, with nothing behind it that mixes in values?"""
     return all(
-        step.op in ("Gemm", "MatMul")
+        step.op in _DENSE or (step.op in _THROUGH and sum(map(t.carries, step.inputs)) == 1)
         for step in head
-        for x in step.inputs
-        if x is not None and t.carries(x) and x.name not in made
     )
-
-
-def _unchanged(redistribution: Redistribution) -> Redistribution:
-    return redistribution
 
 
 def split_at_classifier(steps: Sequence[Step], logits: Tensor) -> tuple[list[Step], list[Step]]:
@@ -176,17 +187,33 @@ def split_at_classifier(steps: Sequence[Step], logits: Tensor) -> tuple[list[Ste
     The classifier layer is every linear map from which the logits are reached without another
     one. A step whose output also goes another way stands before the split, so that nothing that
     arrives there is lost.
+
+    Raises:
+        ModelError: there is no such layer, or one of its maps also feeds another linear map, so
+            that no contrast can be formed in one place.
     """
     readers: dict[str, list[int]] = {}
     for i, step in enumerate(steps):
         for x in step.inputs:
             readers.setdefault(x.name if x is not None else "", []).append(i)
     head: set[int] = set()
+    reaching = {logits.name}
+    nested: list[Step] = []
     for i in reversed(range(len(steps))):
         after = [j for y in steps[i].outputs for j in readers.get(y.name, [])]
         final = any(y.name == logits.name for y in steps[i].outputs)
         if (after or final) and all(j in head and not steps[j].linear for j in after):
             head.add(i)
+        if not any(y.name in reaching for y in steps[i].outputs):
+            continue
+        if steps[i].linear and i not in head:
+            nested.append(steps[i])
+        if not steps[i].linear:
+            reaching.update(x.name for x in steps[i].inputs if x is not None)
+    if nested:
+        raise ModelError(f"no contrast: {nested[0]} is a classifier layer and feeds another one")
+    if not any(steps[i].linear for i in head):
+        raise ModelError("no contrast: there is no linear map that could be the classifier layer")
     return (
         [step for i, step in enumerate(steps) if i in head],
         [step for i, step in enumerate(steps) if i not in head],

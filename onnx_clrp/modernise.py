@@ -33,6 +33,12 @@ class Model:
     graph: gs.Graph
     weights: Mapping[str, onnx.TensorProto]
 
+    def names(self) -> set[str]:
+        """All names that are taken, of tensors and of nodes."""
+        graph = self.proto.graph
+        tensors = {x for node in graph.node for x in (*node.input, *node.output, node.name)}
+        return tensors | {value.name for value in (*graph.input, *graph.initializer)}
+
 
 def modernise(model: onnx.ModelProto) -> Model:
     """Inline local functions, bring the opset up to 18, take initializers out of the inputs.

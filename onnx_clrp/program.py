@@ -93,15 +93,19 @@ def read_program(
     prepared = None if prepared is None else bound(prepared, source)
     interval = _range(source, input_range, prepared)
     facts = Facts(model.graph, model.weights, {source.name: interval})
+    if len(source.shape or ()) < 2:
+        raise ModelError(f"the input {source.name!r} has no axis beside the batch's")
     if not facts.carries(scores):
         raise ModelError(f"the logits {scores.name!r} do not depend on the input {source.name!r}")
+    made = normalised_steps(model.graph, facts, [scores])
+    notes += _lost_bounds(made, facts, interval)
     return Program(
         model=model,
         input=source,
         logits=scores,
         classes=_classes(facts, scores),
         facts=facts,
-        steps=normalised_steps(model.graph, facts, [scores]),
+        steps=made,
         preprocessing=prepared,
         labels=_labels(proto),
         notes=notes,
@@ -145,16 +149,29 @@ def bound(preprocessing: Preprocessing, source: gs.Variable) -> Preprocessing:
     return preprocessing.bind(known, "NCHW" if axis == 1 else "NHWC", np.dtype(source.dtype).name)
 
 
+def _lost_bounds(made: Sequence[Step], facts: Facts, interval: Interval) -> list[str]:
+    """A remark on each first linear map that takes z⁺ although the input has bounds."""
+    if not interval.finite:
+        return []
+    return [
+        f"the input's bounds are not known to hold at {step}: it takes z⁺ in place of z^β"
+        for step in made
+        if step.linear
+        for x in step.inputs
+        if x is not None and facts.carries(x) and not facts.behind_linear(x)
+        if not facts.interval(x).finite
+    ]
+
+
 def _assumed(
     source: gs.Variable, given: InputRange | None, notes: list[str]
 ) -> Preprocessing | None:
     """What pictures are taken to go through where nobody says: the usual for such an input."""
-    if _channels(source) != 3:
+    if _picture_channels(source) != 3 or given is not None:
         return None
     if np.dtype(source.dtype).kind in "iu":
         return Preprocessing.preset("raw")
-    if given is None:
-        notes.append("no input range given: taken for ImageNet's, (0 - mean)/std to (1 - mean)/std")
+    notes.append("no input range given: taken for ImageNet's, (0 - mean)/std to (1 - mean)/std")
     return Preprocessing.preset("imagenet")
 
 
@@ -163,9 +180,9 @@ def _range(
 ) -> Interval:
     rank, axis = len(source.shape or ()), channel_axis(source)
     if given is not None:
-        if len(given) != 2:
-            raise UsageError("an input range is a pair (low, high)")
-        return per_channel(*given, rank, axis)
+        if not isinstance(given, list | tuple) or len(given) != 2:
+            raise UsageError(f"an input range is a pair (low, high), not {given!r}")
+        return per_channel(*given, rank, axis, _channels(source))
     dtype = np.dtype(source.dtype)
     if dtype.kind in "iu":
         return between(float(np.iinfo(dtype).min), float(np.iinfo(dtype).max))
@@ -174,12 +191,16 @@ def _range(
             f"the range of the input {source.name!r} is not known: give --input-range LO,HI"
             " or a --preset; -inf,inf if it has none"
         )
-    return per_channel(*preprocessing.input_range, rank, axis)
+    return per_channel(*preprocessing.input_range, rank, axis, _channels(source))
+
+
+def _picture_channels(source: gs.Variable) -> int | None:
+    return _channels(source) if len(source.shape or ()) == 4 else None
 
 
 def _channels(source: gs.Variable) -> int | None:
     shape = source.shape
-    channels = shape[channel_axis(source)] if shape is not None and len(shape) == 4 else None
+    channels = shape[channel_axis(source)] if shape is not None else None
     return channels if isinstance(channels, int) else None
 
 

@@ -74,18 +74,21 @@ def _in_proportion(
     if not f.exact:
         return handed
     axes = [*range(2, t.rank(f.x) + 1)]
-    return _balanced(t, handed, t.Mul(s, z), axes)
+    return _balanced(t, handed, t.kept(r, z), axes)
 
 
 def _balanced(t: Tape, handed: Tensor, arrived: Tensor, axes: list[int]) -> Tensor:
     """What is handed on, corrected in proportion so that it adds up to what arrived.
 
     A contrast adds up to nothing. What rounding makes of that nothing is never averaged away on
-    the way down, while the contrast itself is: without this the error is ten times as large.
+    the way down, while the contrast itself is.
     """
+    with t.double():
+        sums = (t.ReduceSum(t.number(r), axes) for r in (arrived, handed))
+        missing = t.Sub(*sums)
     size = t.Abs(handed)
-    missing = t.Sub(t.ReduceSum(arrived, axes), t.ReduceSum(handed, axes))
-    return t.Add(handed, t.Mul(size, t.quotient(missing, t.ReduceSum(size, axes))))
+    share = t.quotient(t.number(missing), t.ReduceSum(size, axes))
+    return t.Add(handed, t.Mul(size, share))
 
 
 def conserving(redistribution: Redistribution) -> Redistribution:

@@ -13,9 +13,9 @@ import onnx
 from numpy.typing import ArrayLike, NDArray
 
 from onnx_clrp.compiler import Options, convert, parse_target
-from onnx_clrp.errors import UsageError
+from onnx_clrp.errors import ModelError, UsageError
 from onnx_clrp.image import Preprocessing
-from onnx_clrp.model import PREFIX, load, metadata
+from onnx_clrp.model import PREFIX, first_line, load, metadata
 from onnx_clrp.sessions import onnxruntime, open_session
 
 Floats = NDArray[np.float32]
@@ -167,7 +167,7 @@ class Explainer:
     def _samples(self, batch: ArrayLike) -> NDArray[Any]:
         if self._others:
             raise UsageError(f"the model also needs {', '.join(self._others)}: one input only yet")
-        samples = np.asarray(batch)
+        samples = _array(batch, "the batch")
         dtype = np.dtype(_NUMPY[self._source.type])
         if not np.can_cast(samples.dtype, dtype, "same_kind"):
             raise UsageError(f"the model takes {dtype}, the batch is {samples.dtype}")
@@ -216,7 +216,10 @@ class Explainer:
         options = onnxruntime().RunOptions()
         options.log_severity_level = 3
         options.only_execute_path_to_fetches = True
-        values = self._session.run([self._names[n] for n in names], feeds, options)
+        try:
+            values = self._session.run([self._names[n] for n in names], feeds, options)
+        except Exception as error:  # the runtime's own exceptions share no base class
+            raise ModelError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
         return dict(zip(names, values, strict=True))
 
     def _result(self, outputs: dict[str, NDArray[Any]]) -> Result:
@@ -272,7 +275,7 @@ def _span(low: NDArray[Any], high: NDArray[Any]) -> str:
 
 def _per_sample(target: ArrayLike, n: int) -> Integers:
     """The targets as `[N, k]`."""
-    given = np.asarray(target)
+    given = _array(target, "targets")
     if given.dtype.kind not in "iu":
         raise UsageError(f"targets are class numbers, not {target!r}")
     if given.ndim == 0 or (given.ndim == 1 and not isinstance(target, np.ndarray)):
@@ -280,6 +283,13 @@ def _per_sample(target: ArrayLike, n: int) -> Integers:
     if given.ndim > 2 or len(given) != n:
         raise UsageError(f"targets of the shape {list(given.shape)} do not fit {n} samples")
     return given.reshape(n, -1).astype(np.int64)
+
+
+def _array(values: ArrayLike, what: str) -> NDArray[Any]:
+    try:
+        return np.asarray(values)
+    except ValueError as error:  # ragged
+        raise UsageError(f"{what} are no array: {error}") from error
 
 
 def _filled(target: Integers, piece: NDArray[Any]) -> Integers:

@@ -1,4 +1,4 @@
-"""The tape: nodes are written on it as calls, `t.Mul(x, s)`; nothing else mutates a graph."""
+"""The tape: nodes are written on it as calls, `t.Mul(x, s)`, to be appended to the model."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from onnx_clrp.errors import UnsupportedError
 from onnx_clrp.facts import Facts, Shape
 from onnx_clrp.facts import Tensor as Tensor
 from onnx_clrp.intervals import Interval
 from onnx_clrp.normalise import Step
 from onnx_clrp.redistribute import Composite, LinearMap
-from onnx_clrp.rules import UnsupportedError
 
 Operand: TypeAlias = Tensor | float | int | Sequence[int] | NDArray[Any] | None
 Sizes: TypeAlias = NDArray[np.int64] | Tensor
@@ -38,17 +38,17 @@ _INTEGER_ARITHMETIC: dict[str, Callable[..., NDArray[np.int64]]] = {
 
 
 class Tape:
-    """Writes nodes into a graph, each only once, with fresh names and constants made on the way.
+    """Writes nodes, each only once, with fresh names and constants made on the way.
 
     Relevance has one axis more than the tensor it belongs to: `[k, *x.shape]`, for `k` targets.
 
     Args:
-        graph: the graph that nodes are appended to.
+        taken: names that are taken.
         facts: what is known of the graph's own tensors.
         prefix: what every new name begins with.
     """
 
-    def __init__(self, graph: gs.Graph, facts: Facts, prefix: str = "relevance") -> None:
+    def __init__(self, taken: Iterable[str], facts: Facts, prefix: str = "relevance") -> None:
         self.facts = facts
         self.nodes: list[gs.Node] = []
         self.constants: list[gs.Constant] = []
@@ -56,12 +56,14 @@ class Tape:
         """How many targets there are: `[k]`, known or not."""
         self.absorbed: list[tuple[Step, Tensor]] = []
         """What found no receiver, `[k]` each; nothing is computed unless somebody asks for it."""
+        self.gaps: list[tuple[Step, UnsupportedError]] = []
+        """The steps that could not hand relevance on, and why."""
         self.composite: Composite
         self.step: Step
         self._scope = prefix
         self._float: type[np.floating[Any]] = np.float32
         self._intervals: dict[str, Interval] = {}
-        self._names = set(graph.tensors()) | {n.name for n in graph.nodes}
+        self._names = set(taken)
         self._written: dict[Any, list[Tensor]] = {}
 
     # -- nodes ---------------------------------------------------------------------------------
@@ -208,7 +210,7 @@ class Tape:
     def _known_shape(self, x: Tensor) -> Shape:
         shape = self.facts.shape(x)
         if shape is None:
-            raise UnsupportedError(f"the shape of {x.name!r} is not known")
+            raise UnsupportedError(f"the shape of {x.name!r} is not known", follows=True)
         return shape
 
     # -- sizes and shapes ----------------------------------------------------------------------
@@ -286,6 +288,10 @@ class Tape:
         self.absorb(self.Mul(r, self._nothing(z)))
         return self.quotient(r, z)
 
+    def kept(self, r: Tensor, z: Tensor) -> Tensor:
+        """Of `r` what `safe_div` does not let be absorbed."""
+        return self.Sub(r, self.Mul(r, self._nothing(z)))
+
     def quotient(self, r: Tensor, z: Tensor) -> Tensor:
         """`r / z`, or `r` where `z` is 0."""
         return self.Div(r, self.Add(z, self._nothing(z)))
@@ -309,10 +315,6 @@ class Tape:
     def negative(self, x: Tensor) -> Tensor:
         """`x⁻ = min(x, 0)`."""
         return self.Sub(x, self.Relu(x))
-
-    def contribution(self, x: Tensor, y: Tensor) -> Tensor:
-        """What a term `x` of the sum `y` has of the sum's sign: `max(x sgn(y), 0)`."""
-        return x if self.nonnegative(x) else self.Relu(self.Mul(x, self.Sign(y)))
 
     def agreeing_parts(self, x: Tensor, w: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The parts of `x` and `w` whose product is not negative: one pair for a proven sign."""

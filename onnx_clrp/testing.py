@@ -17,7 +17,7 @@ from onnx_clrp.normalise import normalised_steps
 from onnx_clrp.redistribute import RULE_SETS
 from onnx_clrp.sessions import open_session
 from onnx_clrp.tape import Tape
-from onnx_clrp.walk import Relevance, walk
+from onnx_clrp.walk import Relevance, refuse_gaps, walk
 
 Arrays = Mapping[str, NDArray[np.generic]]
 
@@ -51,12 +51,14 @@ def redistribute(
         intervals[name] = Interval(np.asarray(low, np.float32), np.asarray(high, np.float32))
     facts = Facts(known.graph, known.weights, intervals)
     ends = [y for y in known.graph.outputs if y.name in relevance]
-    t = Tape(known.graph, facts)
+    t = Tape(known.names(), facts)
     arriving: Relevance = {
         y.name: t.constant(np.asarray(relevance[y.name], np.float32)) for y in ends
     }
     t.targets = np.array([len(next(iter(relevance.values())))], np.int64)
-    taken = walk(t, normalised_steps(known.graph, facts, ends), arriving, RULE_SETS[rules])
+    steps = normalised_steps(known.graph, facts, ends)
+    taken = walk(t, steps, arriving, RULE_SETS[rules])
+    refuse_gaps(t, steps)
     made = append(known.proto, t, {f"relevance of {x}": r for x, r in taken.items()})
     session, _ = open_session(made, "cpu")
     values = session.run([f"relevance of {x}" for x in taken], dict(inputs))

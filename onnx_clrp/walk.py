@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from onnx_clrp.errors import UnsupportedError as UnsupportedModelError
+from onnx_clrp.errors import UnsupportedError
 from onnx_clrp.normalise import Step
 from onnx_clrp.redistribute import Composite
-from onnx_clrp.rules import UnsupportedError, find_rule
+from onnx_clrp.rules import find_rule
 from onnx_clrp.tape import Tape, Tensor
 
 Relevance = dict[str, Tensor]
@@ -31,35 +31,30 @@ def walk(
 ) -> Relevance:
     """Hand relevance back through `steps`; what remains belongs to tensors that none of them made.
 
-    Raises:
-        UnsupportedError: nodes have no rule, all of them named.
+    A node that cannot hand it on becomes a gap of the tape's, and the walk goes on to find the
+    others; `refuse_gaps` then names them all.
     """
-    gaps: list[tuple[Step, str]] = []
     left, t.composite = dict(relevance), composite
     for step in reversed(steps):
         arrived = [left.pop(y.name, None) for y in step.outputs]
         if all(r is None for r in arrived):
             continue
-        handed = _handed(t, step, arrived, gaps)
+        handed = _handed(t, step, arrived)
         for x, r in handed:
             left[x.name] = t.Add(left[x.name], r) if x.name in left else r
         if watch is not None:
             watch(step, arrived, handed)
-    if gaps:
-        raise _unsupported(gaps[::-1])
     return left
 
 
-def _handed(
-    t: Tape, step: Step, arrived: Sequence[Tensor | None], gaps: list[tuple[Step, str]]
-) -> Handed:
-    """What the step's rule hands on; a gap is noted, and the walk goes on to find the others."""
+def _handed(t: Tape, step: Step, arrived: Sequence[Tensor | None]) -> Handed:
+    """What the step's rule hands on; at a gap anything, since nothing will come of it."""
     carriers = [x for x in step.inputs if x is not None and t.carries(x)]
     try:
         with t.scope(step.name or step.op):
             return _by_rule(t, step, arrived, carriers)
     except UnsupportedError as error:
-        gaps.append((step, str(error)))
+        t.gaps.append((step, error))
         return [(x, x) for x in carriers]
 
 
@@ -77,6 +72,10 @@ def _by_rule(
         raise UnsupportedError(f"its rule does not take {', '.join(unknown)}")
     if not rule.variadic and any(r is not None for r in arrived[1:]):
         raise UnsupportedError("relevance arrives at an output other than the first")
+    if rule.calculates and step.other_type is not None:
+        raise UnsupportedError(f"it calculates in {step.other_type}: only float32 is supported")
+    if step.doubt is not None:
+        raise UnsupportedError(step.doubt)
     t.step = step
     r, y = (arrived, step.outputs) if rule.variadic else (arrived[0], step.outputs[0])
     result = rule.redistribute(t, r, y, *step.inputs, **step.attributes)
@@ -88,12 +87,31 @@ def _by_rule(
     return [(x, r) for x, r in pairs if r is not None and x is not None and t.carries(x)]
 
 
-def _unsupported(found: Sequence[tuple[Step, str]]) -> UnsupportedModelError:
-    """Every gap in a line: the node's name, its operator, the reason; and the cure."""
-    gaps = [(str(step), ".".join(filter(None, (step.domain, step.op))), why) for step, why in found]
+def refuse_gaps(t: Tape, steps: Sequence[Step]) -> None:
+    """Raise if any step could not hand relevance on: all in a line each, in the graph's order.
+
+    Raises:
+        UnsupportedError: with the name, the operator and the reason of each, and the cure.
+    """
+    found = {id(step): (step, error) for step, error in t.gaps}
+    if found:
+        raise _unsupported([found[id(step)] for step in steps if id(step) in found])
+
+
+def _unsupported(found: Sequence[tuple[Step, UnsupportedError]]) -> UnsupportedError:
+    causes = [(step, error) for step, error in found if not error.follows] or found
+    gaps = [
+        (str(step), ".".join(filter(None, (step.domain, step.op))), str(error))
+        for step, error in causes
+    ]
     wide, high = (max(len(gap[i]) for gap in gaps) for i in (0, 1))
     count = f"{len(gaps)} nodes" if len(gaps) > 1 else "1 node"
     lines = [f"{count} between input and logits cannot hand relevance on:"]
     lines += [f"  {name:{wide}}  {operator:{high}}  {why}" for name, operator, why in gaps]
-    lines.append(f'Register a rule with @onnx_clrp.rule("{found[0][0].op}"); see docs/rules.md.')
-    return UnsupportedModelError("\n".join(lines), gaps)
+    missing = [step for step, _ in causes if find_rule(step.op, step.domain) is None]
+    if missing:
+        domain = f', domain="{missing[0].domain}"' if missing[0].domain else ""
+        lines.append(
+            f'Register a rule: @onnx_clrp.rule("{missing[0].op}"{domain}); see docs/rules.md.'
+        )
+    return UnsupportedError("\n".join(lines), gaps)

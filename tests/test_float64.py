@@ -18,7 +18,7 @@ import onnx_clrp
 from onnx_clrp import float64_operators
 from onnx_clrp.errors import ModelError
 from onnx_clrp.float64 import run_float64
-from onnx_clrp.runtime import open_session
+from onnx_clrp.sessions import open_session
 
 torch = pytest.importorskip("torch", reason="the references are PyTorch's")
 from reference.cases import CASES, Case

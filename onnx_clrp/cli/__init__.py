@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from importlib import import_module
 
@@ -50,8 +51,14 @@ def group() -> None:
 
 def main() -> None:
     """Run the command; a user's mistake is one message on standard error and an exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show z⁺ shows z?
     try:
         group(prog_name="onnx-clrp")
     except ClrpError as error:
         click.echo(f"onnx-clrp: {error}", err=True)
         sys.exit(error.exit_status)
+    except OSError as error:  # such as a full disk under standard output
+        click.echo(f"onnx-clrp: {error}", err=True)
+        sys.exit(1)

@@ -61,18 +61,19 @@ def _print(report: Report, every: bool) -> None:
         notice(note)
     click.echo(f"explained class {report.target}, logit {report.logit:.5g}; LRP's ledger:")
     rows = [e for e in report.ledger if every or abs(e.absorbed) > _SHOWN or e in report.open_nodes]
-    print_table(
-        ["node", "operator", "arrived", "handed on", "absorbed", "open"],
-        [
+    if rows:
+        print_table(
+            ["node", "operator", "arrived", "handed on", "absorbed", "open"],
             [
-                *(e.node, e.operator),
-                *(f"{v:.6f}" for v in (e.arrived, e.handed, e.absorbed)),
-                f"{e.leaks:+.0e}",
-            ]
-            for e in rows
-        ],
-        right=["arrived", "handed on", "absorbed", "open"],
-    )
+                [
+                    *(e.node, e.operator),
+                    *(f"{v:.6f}" for v in (e.arrived, e.handed, e.absorbed)),
+                    f"{e.leaks:+.0e}",
+                ]
+                for e in rows
+            ],
+            right=["arrived", "handed on", "absorbed", "open"],
+        )
     widest = max((abs(entry.leaks) for entry in report.ledger), default=0.0)
     click.echo(f"{len(report.ledger)} nodes, {len(rows)} shown; widest open ledger {widest:.1e}")
     total = report.arrived_at_input + report.absorbed
@@ -83,6 +84,5 @@ def _print(report: Report, every: bool) -> None:
     for name, change in report.outputs.items():
         click.echo(f"output {name}: {change:.1e} from the model's own")
     click.echo(f"relevance: {report.distance:.1e} from a float64 run")
-    click.echo("all is well" if not report.faults else "")
-    for fault in report.faults:
-        click.echo(f"FAULT: {fault}")
+    for line in [f"FAULT: {fault}" for fault in report.faults] or ["all is well"]:
+        click.echo(line)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,10 @@ def command(
 
     The classes are an input of the graph unless --target or --top settles them.
     """
+    from onnx.helper import set_model_props
+
     from onnx_clrp.compiler import convert
-    from onnx_clrp.model import load, save
+    from onnx_clrp.model import PREFIX, load, metadata, save
     from onnx_clrp.program import read_program, reading
 
     if out.exists() and out.resolve() == model.resolve():
@@ -51,11 +54,14 @@ def command(
     choices["parts"] = parts
     if top is not None:
         choices["target"] = f"top:{top}"
+    known = read_program(proto, **reading(choices))
+    names = common.labels_of(known, labels)
     if target:
-        known = read_program(proto, **reading(choices))
-        choices["target"] = parse_targets(target, common.labels_of(known, labels), known.classes)
+        choices["target"] = parse_targets(target, names, known.classes)
     with busy(f"converting {model}"):
         explainer = convert(proto, **choices)
+    if labels is not None:
+        set_model_props(explainer, {**metadata(explainer), PREFIX + "labels": json.dumps(names)})
     save(explainer, out)
     inputs = ", ".join(x.name for x in explainer.graph.input)
     outputs = ", ".join(y.name for y in explainer.graph.output)

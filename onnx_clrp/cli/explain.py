@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ import click
 
 from onnx_clrp.cli import options as common
 from onnx_clrp.cli.output import notice, print_json, print_table, progress
-from onnx_clrp.errors import ImageError, UsageError
+from onnx_clrp.errors import ClrpError, ImageError, UsageError
 from onnx_clrp.files import open_whole, safe_name
 from onnx_clrp.labels import parse_targets, read_labels
 
@@ -102,7 +103,11 @@ def command(images: tuple[Path, ...], as_json: bool, **given: Any) -> None:
     says otherwise.
     """
     job = _job(given)
-    rows, errors = _explained(job, list(_files(images)))
+    paths, errors = _files(images)
+    for error in errors:
+        notice(error)
+    rows, failed = _explained(job, paths)
+    errors += failed
     if as_json:
         first = job.explainers[0]
         facts = {"device": first.device, "notes": first.notes}
@@ -140,26 +145,41 @@ def _job(given: dict[str, Any]) -> Job:
     targets = parse_targets(target, labels, first.classes) if target else None
     for note in first.notes:
         notice(note)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ClrpError(f"cannot make the folder {str(folder)!r}: {error.strerror}") from error
     return Job(explainers, first.preprocessing, targets, labels, folder, save_arrays, sheet)
 
 
-def _files(images: Sequence[Path]) -> Iterator[Path]:
-    """The files, and those in the folders among them that are pictures by their name."""
+def _files(images: Sequence[Path]) -> tuple[list[Path], list[str]]:
+    """The files, with the pictures in folders by their name; and a line for each that has none."""
+    paths: list[Path] = []
+    errors: list[str] = []
     for path in images:
-        if path.is_dir():
-            inside = [p for p in sorted(path.iterdir()) if p.suffix.lower() in _SUFFIXES]
-            if not inside:
-                raise UsageError(f"no pictures in the folder {str(path)!r}")
-            yield from inside
-        else:
-            yield path
+        try:
+            inside = sorted(path.iterdir()) if path.is_dir() else None
+        except OSError as error:
+            errors.append(f"the folder {str(path)!r} cannot be read: {error.strerror}")
+            continue
+        found = [path] if inside is None else [p for p in inside if p.suffix.lower() in _SUFFIXES]
+        paths += found
+        if not found:
+            errors.append(f"no pictures in the folder {str(path)!r}")
+    return paths, errors
 
 
 def _explained(job: Job, paths: Sequence[Path]) -> tuple[list[Row], list[str]]:
-    """The rows of all maps, and a line for each image that could not be read."""
+    """The rows of all maps, and a line for each image that could not be explained."""
+    import numpy as np
+
     rows: list[Row] = []
     errors: list[str] = []
+
+    def failed(reason: str) -> None:
+        errors.append(reason)
+        notice(reason)
+
     names = _unique([safe_name(path.stem) for path in paths])
     with progress() as bar:
         task = bar.add_task("explaining", total=len(paths))
@@ -169,13 +189,16 @@ def _explained(job: Job, paths: Sequence[Path]) -> tuple[list[Row], list[str]]:
                 try:
                     pictures[i] = job.preprocessing.picture(paths[i])
                 except ImageError as error:
-                    errors.append(str(error))
-                    notice(str(error))
+                    failed(str(error))
             for explainer in job.explainers if pictures else ():
                 batch = job.preprocessing.batch(pictures.values())
                 result = explainer.explain(batch, job.targets)
                 for n, (i, picture) in enumerate(pictures.items()):
-                    rows += _drawn(job, explainer.method, result, n, paths[i], names[i], picture)
+                    if np.isfinite(result.relevance[n]).all():
+                        args = (result, n, paths[i], names[i], picture)
+                        rows += _drawn(job, explainer.method, *args)
+                    else:
+                        failed(f"image {str(paths[i])!r}: the model gives no finite relevance")
             bar.advance(task, min(_AT_ONCE, len(paths) - start))
     return rows, errors
 
@@ -238,12 +261,13 @@ def _save(path: Path, result: Result, n: int) -> None:
 
 
 def _unique(names: Sequence[str]) -> list[str]:
-    """The names, with a number behind those that came before."""
-    seen: dict[str, int] = {}
+    """The names, with a number behind those that came before, also in other capitals."""
+    taken: set[str] = set()
     unique = []
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        unique.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+        choices = chain([name], (f"{name}-{i}" for i in count(2)))
+        unique.append(next(choice for choice in choices if choice.casefold() not in taken))
+        taken.add(unique[-1].casefold())
     return unique
 
 
@@ -261,4 +285,4 @@ def _print(rows: Sequence[Row], job: Job) -> None:
         ],
         right=["class", "score", "ΣR"],
     )
-    click.echo(f"{len(rows)} maps on {job.explainers[0].device}")
+    click.echo(f"{len(rows)} map{'s' * (len(rows) > 1)} on {job.explainers[0].device}")

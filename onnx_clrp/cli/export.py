@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from onnx_clrp.cli.output import busy, notice
+from onnx_clrp.errors import ClrpError
 
 
 @click.command("export")
@@ -32,6 +33,8 @@ def command(name: str, out: Path, weights: str, size: int | None, exporter: str)
     from onnx_clrp.export import export
     from onnx_clrp.model import save
 
+    if not out.parent.is_dir():  # said before the download, not after it
+        raise ClrpError(f"cannot write {str(out)!r}: no such folder")
     with busy(f"exporting {name}"):
         model = export(name, weights=weights, size=size, exporter=exporter)
     save(model, out)

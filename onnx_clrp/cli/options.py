@@ -99,7 +99,9 @@ labels_option = click.option(
 target_option = click.option(
     "--target", multiple=True, metavar="CLASS,…", help="Classes to explain: numbers or labels."
 )
-top_option = click.option("--top", type=int, metavar="K", help="Explain the K highest scores.")
+top_option = click.option(
+    "--top", type=click.IntRange(min=1), metavar="K", help="Explain the K highest scores."
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
@@ -142,8 +144,9 @@ def run_extension(path: Path) -> None:
         raise UsageError(f"{path}: no Python file of that name")
     try:
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    except Exception as error:  # whatever the user's own file may raise
-        raise UsageError(f"{path}: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:  # whatever the user's own file may raise
+        reason = " ".join(str(error).split())
+        raise UsageError(f"{path}: {type(error).__name__}: {reason}") from error
 
 
 def labels_of(program: Program, path: Path | None) -> list[str] | None:

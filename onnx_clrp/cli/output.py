@@ -13,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-_WIDE = 200
+_WIDE = 10_000
 """Columns for a table that goes to a file or a pipe, where nothing needs to be wrapped."""
 
 
@@ -32,12 +32,13 @@ def print_table(
         table.add_column(column, justify="right" if side == "right" else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))  # as it stands: labels are no markup
-    Console(width=None if sys.stdout.isatty() else _WIDE, highlight=False).print(table)
+    wide = sys.stdout is None or not sys.stdout.isatty()  # None where it was closed
+    Console(width=_WIDE if wide else None, highlight=False).print(table)
 
 
 def print_json(data: Any) -> None:
-    """One JSON document; a number that is not finite becomes null."""
-    click.echo(json.dumps(_finite(data), indent=2, ensure_ascii=False))
+    """One JSON document, in ASCII for any terminal; a number that is not finite becomes null."""
+    click.echo(json.dumps(_finite(data), indent=2))
 
 
 def notice(text: str) -> None:
@@ -50,7 +51,8 @@ def progress() -> Progress:
     from rich.console import Console
     from rich.progress import Progress
 
-    return Progress(console=Console(stderr=True), transient=True)
+    console = Console(stderr=True)
+    return Progress(console=console, transient=True, disable=not console.is_terminal)
 
 
 def busy(text: str) -> AbstractContextManager[object]:

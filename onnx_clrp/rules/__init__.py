@@ -9,16 +9,12 @@ from importlib import import_module
 from typing import Any, TypeVar
 
 from onnx_clrp.errors import UsageError
-from onnx_clrp.intervals import Bounds
+from onnx_clrp.intervals import Bounds, Kind
 
 Redistribute = Callable[..., Any]
 """`(t, r, y, *inputs, **attributes) -> relevance`, see `rule`."""
 
 _Function = TypeVar("_Function", bound=Redistribute)
-
-
-class UnsupportedError(Exception):
-    """Raised inside a rule that meets an attribute or a shape it has no formula for: the reason."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +32,11 @@ class Rule:
     bounds: Bounds | None
     linear: bool
     variadic: bool
+
+    @property
+    def calculates(self) -> bool:
+        """Does it need the values of its tensors, and not just move them?"""
+        return self.bounds not in (Kind.MOVEMENT, Kind.PADDING, Kind.JOIN, Kind.CAST)
 
     @property
     def summary(self) -> str:
@@ -76,6 +77,8 @@ def rule(
         linear: whether it is a linear map with weights (Conv, Gemm, …).
         variadic: whether `r` and `y` are lists over all outputs (None where none arrives).
         replace: whether it may take the place of a rule that is there already.
+
+    A rule that meets what it has no formula for raises `onnx_clrp.UnsupportedError(reason)`.
 
     Raises:
         UsageError: an operator has a rule and `replace` is false.

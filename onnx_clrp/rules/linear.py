@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnx_clrp.errors import UnsupportedError
 from onnx_clrp.redistribute import LinearMap
-from onnx_clrp.rules import UnsupportedError, rule
+from onnx_clrp.rules import rule
 from onnx_clrp.rules.window import Window
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ def matmul(t: Tape, r: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
     if t.carries(a) and t.carries(b):
         raise UnsupportedError("both operands depend on the input")
     x, w = (a, b) if t.carries(a) else (b, a)
-    if len(_shape(t, w)) < 2 or t.rank(x) < 2 + t.carries(b) or len(_shape(t, w)) > t.rank(x):
+    if len(_shape(t, w)) < 2 or t.rank(x) < 2 + t.carries(b) or _copies(t, x, w):
         raise UnsupportedError("a product with a vector, over the batch axis, or one that copies")
 
     def multiply(data: Tensor, weight: Tensor) -> Tensor:
@@ -130,6 +131,15 @@ def matmul(t: Tape, r: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
     signed = _signed(t, w, -1 if t.carries(a) else -2)
     return t.redistribute(LinearMap(x, y, signed, multiply, transpose, dense=True), r)
+
+
+def _copies(t: Tape, x: Tensor, w: Tensor) -> bool:
+    """Has the weight batch axes along which the data would be repeated?"""
+    batch = _shape(t, w)[:-2]
+    if len(batch) > t.rank(x) - 2:
+        return True
+    there = t.dims(x, range(t.rank(x) - 2 - len(batch), t.rank(x) - 2))
+    return there is None or any(n not in (1, m) for n, m in zip(batch, there, strict=True))
 
 
 def _only_first(t: Tape, x: Tensor, w: Tensor) -> None:

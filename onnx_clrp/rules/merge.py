@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from onnx_clrp.errors import UnsupportedError
 from onnx_clrp.intervals import Kind
 from onnx_clrp.redistribute import winners
-from onnx_clrp.rules import UnsupportedError, rule
+from onnx_clrp.rules import rule
 
 if TYPE_CHECKING:
     from onnx_clrp.tape import Tape, Tensor
@@ -32,8 +33,10 @@ def _shared(
         return [t.unbroadcast(r, y, x) if t.carries(x) else None for x in xs]
     data = [a for x, a in zip(xs, terms, strict=True) if t.carries(x)]
     total = y if len(data) == len(xs) else t.sum(data)  # a constant among them is but a bias
+    positive = all(t.nonnegative(a) for a in data)  # then so is the sum, and each is its share
     shares = [
-        t.contribution(a, total) if t.carries(x) else None for x, a in zip(xs, terms, strict=True)
+        None if not t.carries(x) else a if positive else t.Relu(t.Mul(a, t.Sign(total)))
+        for x, a in zip(xs, terms, strict=True)
     ]
     s = t.safe_div(r, t.sum(c for c in shares if c is not None))
     return [

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from onnx_clrp.intervals import Interval, Kind, between, hull
-from onnx_clrp.rules import UnsupportedError, rule
+from onnx_clrp.errors import UnsupportedError
+from onnx_clrp.intervals import Kind
+from onnx_clrp.rules import rule
 
 if TYPE_CHECKING:
     from onnx_clrp.tape import Tape, Tensor
@@ -44,7 +45,11 @@ def concat(t: Tape, r: Tensor, y: Tensor, *xs: Tensor, axis: int) -> list[Tensor
     """adjoint: each input gets its own piece back."""
     axis = axis % t.rank(y) - t.rank(y)
     sizes = t.Concat(*(t.sizes(x, [axis]) for x in xs), axis=0)
-    return t.node("Split", [r, sizes], {"axis": axis}, outputs=len(xs))
+    pieces = t.node("Split", [r, sizes], {"axis": axis}, outputs=len(xs))
+    for x, piece in zip(xs, pieces, strict=True):
+        if not t.carries(x):
+            t.absorb(piece)
+    return pieces
 
 
 @rule("Split", bounds=Kind.MOVEMENT, variadic=True)
@@ -100,15 +105,7 @@ def gather(t: Tape, r: Tensor, y: Tensor, x: Tensor, indices: Tensor, *, axis: i
     return t.contract(whole, axis, _picking([int(i) for i in picked.reshape(-1)], size))
 
 
-def _pad_bounds(
-    intervals: Sequence[Interval], constants: Sequence[NDArray[np.generic] | None]
-) -> Interval:
-    fill = constants[2] if len(constants) > 2 else None
-    value = float(fill.reshape(-1)[0]) if fill is not None and fill.size else 0.0
-    return hull([*intervals, between(value, value)])
-
-
-@rule("Pad", bounds=_pad_bounds)
+@rule("Pad", bounds=Kind.PADDING)
 def pad(
     t: Tape,
     r: Tensor,
@@ -126,7 +123,10 @@ def pad(
     along = [a % rank - rank for a in t.integers(axes, "axes") or range(rank)]
     begin, end = widths[: len(along)], widths[len(along) :]
     if mode == "constant":
-        kept = t.Pad(r, [-w for w in widths], 0.0, along)
+        # For all axes: the runtime's own optimiser mistakes a Pad of some between Transposes.
+        full = np.zeros((2, rank + 1), np.int64)
+        full[:, along] = -np.array([begin, end])
+        kept = t.Pad(r, [int(w) for w in full.reshape(-1)], 0.0)
         t.absorb(t.Sub(t.Unsqueeze(t.total(r), [1]), t.Unsqueeze(t.total(kept), [1])))
         return kept
     for axis, *width in zip(along, begin, end, strict=True):

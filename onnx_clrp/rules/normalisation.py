@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from onnx_clrp.intervals import Kind, with_zero
-from onnx_clrp.rules import UnsupportedError, rule
+from onnx_clrp.errors import UnsupportedError
+from onnx_clrp.intervals import UNKNOWN, Interval, Kind, positive_part
+from onnx_clrp.rules import rule
 
 if TYPE_CHECKING:
     from onnx_clrp.tape import Tape, Tensor
 
 
-@rule("LRN", bounds=with_zero)
+def _lrn_bounds(interval: Interval, attributes: Mapping[str, Any]) -> Interval:
+    """A positive scale keeps the sign, unless odd attributes make it negative."""
+    usual = attributes.get("bias", 1.0) > 0 and attributes.get("alpha", 1e-4) >= 0
+    return positive_part(interval, attributes) if usual else UNKNOWN
+
+
+@rule("LRN", bounds=_lrn_bounds)
 @rule("BatchNormalization", "Neg", bounds=Kind.MONOTONE)
 def bypass(t: Tape, r: Tensor, y: Tensor, x: Tensor, *parameters: Tensor, **_: Any) -> Tensor:
     """R_x = R_y: a per-channel scale behind a linear map has been folded into its weights."""

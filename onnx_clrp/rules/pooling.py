@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from onnx_clrp.errors import UnsupportedError
 from onnx_clrp.intervals import Kind, with_zero
 from onnx_clrp.redistribute import LinearMap, winners
-from onnx_clrp.rules import UnsupportedError, rule
+from onnx_clrp.rules import rule
 from onnx_clrp.rules.window import Window
 
 if TYPE_CHECKING:
     from onnx_clrp.tape import Tape, Tensor
 
 
-@rule("MaxPool", bounds=Kind.MOVEMENT)
+@rule("MaxPool", bounds=Kind.CHOICE)
 def max_pool(
     t: Tape,
     r: Tensor,
@@ -36,17 +37,19 @@ def max_pool(
     same forward pass made: no index kernel, whose ties differ from device to device.
     """
     window = Window.of(kernel_shape, strides, pads, dilations)
+    if ceil_mode:
+        window.refuse_late_start(t, x)
     won = winners(t, window.patches(t, x, y, -np.inf), y)
     return window.place(t, [t.Mul(r, w) for w in won], x, y)
 
 
-@rule("GlobalMaxPool", bounds=Kind.MOVEMENT)
+@rule("GlobalMaxPool", bounds=Kind.CHOICE)
 def global_max_pool(t: Tape, r: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """winner takes all: the first maximum of the plane, row-major."""
     return _first_maximum(t, r, x, range(2 - t.rank(x), 0))
 
 
-@rule("ReduceMax", bounds=Kind.MOVEMENT)
+@rule("ReduceMax", bounds=Kind.CHOICE)
 def reduce_max(
     t: Tape,
     r: Tensor,
@@ -79,6 +82,7 @@ def average_pool(
     """rule for means: the sum over each window's real elements, by contribution or evenly."""
     window = Window.of(kernel_shape, strides, pads, dilations)
     if ceil_mode:
+        window.refuse_late_start(t, x)
         window = window.overhanging(t, x, y)
     shape = t.sizes(y, range(t.rank(y)))
 
@@ -95,13 +99,13 @@ def average_pool(
     return t.average(LinearMap(x, y, ones, forward, transpose), r)
 
 
-@rule("GlobalAveragePool", bounds=Kind.MOVEMENT)
+@rule("GlobalAveragePool", bounds=Kind.CHOICE)
 def global_average_pool(t: Tape, r: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """rule for means: the sum over the plane, by contribution or evenly."""
     return _mean(t, r, y, x, range(2 - t.rank(x), 0))
 
 
-@rule("ReduceMean", bounds=Kind.MOVEMENT)
+@rule("ReduceMean", bounds=Kind.CHOICE)
 @rule("ReduceSum")
 def reduce_mean(
     t: Tape,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from onnx_clrp.rules import UnsupportedError
+from onnx_clrp.errors import UnsupportedError
 
 if TYPE_CHECKING:
     from onnx_clrp.tape import Sizes, Tape, Tensor
@@ -101,6 +101,22 @@ class Window:
         ]
         end = (max(e, n) for e, n in zip(self.end, needed, strict=True))
         return replace(self, pads=(*self.begin, *end))
+
+    def refuse_late_start(self, t: Tape, x: Tensor) -> None:
+        """Refuse ceil_mode where a window would start in the padding behind.
+
+        ONNX counts such a window and runtimes do not, so that they contradict themselves.
+        """
+        for n, k, s, b, e in zip(
+            t.dims(x, self.axes) or [],
+            self.extent,
+            self.strides,
+            self.begin,
+            self.end,
+            strict=False,
+        ):
+            if -(-(n + b + e - k) // s) * s >= n + b:
+                raise UnsupportedError("ceil_mode starts a window in the padding")
 
     def adjoint(
         self, t: Tape, s: Tensor, w: Tensor, x: Tensor, y: Tensor, group: int = 1
