@@ -13,13 +13,14 @@ import onnx
 from numpy.typing import NDArray
 
 from onnx_clrp.compiler import Options, append, composite_of, convert
+from onnx_clrp.errors import ClrpError
 from onnx_clrp.float64 import run_float64
 from onnx_clrp.methods import METHODS, Seeds, one_hot, relevance_maps
 from onnx_clrp.model import PREFIX, load, metadata
 from onnx_clrp.normalise import Step
 from onnx_clrp.program import Program, read_program, reading
 from onnx_clrp.runtime import Explainer
-from onnx_clrp.sessions import open_session
+from onnx_clrp.sessions import open_session, run
 from onnx_clrp.tape import Tape, Tensor
 from onnx_clrp.walk import Handed
 
@@ -76,14 +77,14 @@ class Report:
     @property
     def open_nodes(self) -> list[Entry]:
         """The nodes whose ledger does not close."""
-        return [entry for entry in self.ledger if abs(entry.leaks) > CLOSES]
+        return [entry for entry in self.ledger if not abs(entry.leaks) <= CLOSES]
 
     @property
     def faults(self) -> list[str]:
         """What is wrong, in words; empty if the explainer keeps its promises."""
         total = self.arrived_at_input + self.absorbed - 1
         found = [f"the ledger of {e.node} is open by {e.leaks:.1e}" for e in self.open_nodes]
-        if abs(total) > CLOSES:
+        if not abs(total) <= CLOSES:
             found.append(f"relevance is not conserved: off by {total:.1e} of the logit")
         found += [
             f"the output {name} changed by {change:.1e}"
@@ -170,6 +171,8 @@ def _ledger(
     sums["ledger/input"] = t.total(maps["relevance"])
     found = _run(append(program.model.proto, t, sums), program, sample)
     logit = found["ledger/logit"]
+    if logit == 0:
+        raise ClrpError("the explained logit is 0, so is all relevance: check with an IMAGE")
     entries = []
     for i, (step, _, _) in enumerate(seen):
         lost = sum(
@@ -188,8 +191,14 @@ def _run(model: onnx.ModelProto, program: Program, sample: NDArray[Any]) -> dict
     session, _ = open_session(model, "cpu")
     known = {y.name for y in program.model.graph.outputs}
     names = [y.name for y in session.get_outputs() if y.name not in known]
-    values = session.run(names, {program.input.name: sample})
+    values = run(session, names, {program.input.name: _batch(session, sample)})
     return {name: float(np.sum(v)) for name, v in zip(names, values, strict=True)}
+
+
+def _batch(session: Any, sample: NDArray[Any]) -> NDArray[Any]:
+    """The sample, as often as the model's fixed batch asks for."""
+    size = session.get_inputs()[0].shape[0]
+    return np.repeat(sample, size, axis=0) if isinstance(size, int) else sample
 
 
 def _changes(
@@ -199,16 +208,17 @@ def _changes(
     original, _ = open_session(proto, "cpu")
     session, _ = open_session(explainer, "cpu")
     names = [y.name for y in original.get_outputs()]
-    before = original.run(names, {original.get_inputs()[0].name: sample})
-    after = session.run(names, _feeds(explainer, sample, target))
+    batch = _batch(original, sample)
+    before = run(original, names, {original.get_inputs()[0].name: batch})
+    after = run(session, names, _feeds(explainer, batch, target))
     return {name: _distant(a, b) for name, a, b in zip(names, after, before, strict=True)}
 
 
 def _distance(explainer: onnx.ModelProto, sample: NDArray[Any], target: int) -> float:
     session, _ = open_session(explainer, "cpu")
     name = json.loads(metadata(explainer)[PREFIX + "names"])["relevance"]
-    feeds = _feeds(explainer, sample, target)
-    out = session.run([name], feeds)[0].astype(np.float64)
+    feeds = _feeds(explainer, _batch(session, sample), target)
+    out = run(session, [name], feeds)[0].astype(np.float64)
     reference = run_float64(explainer, feeds, [name])[name]
     scale = float(np.linalg.norm(reference))
     return float(np.linalg.norm(out - reference)) / (scale or 1.0)
@@ -218,7 +228,7 @@ def _feeds(explainer: onnx.ModelProto, sample: NDArray[Any], target: int) -> dic
     names = json.loads(metadata(explainer)[PREFIX + "names"])
     feeds: dict[str, Any] = {names["input"]: sample}
     if "target" in names:
-        feeds[names["target"]] = np.array([[target]])
+        feeds[names["target"]] = np.full((len(sample), 1), target)
     return feeds
 
 

@@ -159,7 +159,7 @@ def parse_target(target: Target, classes: int) -> list[int] | int | None:
     if isinstance(target, str):
         kind, _, number = target.partition(":")
         if kind != "top" or not number.isdecimal() or not 1 <= int(number) <= classes:
-            raise UsageError(f"a target is a class, a list of them, or top:1 … top:{classes}")
+            raise UsageError(f"{target!r} is no target: it is a class, or top:1 … top:{classes}")
         return int(number)
     chosen = list(target) if isinstance(target, Iterable) else [target]
     if not all(isinstance(c, int | np.integer) and not isinstance(c, bool) for c in chosen):

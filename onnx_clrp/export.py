@@ -6,6 +6,7 @@ import json
 import warnings
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import onnx
@@ -72,7 +73,7 @@ def _known_weights(name: str, weights: str) -> Any:
     if name not in names():
         raise UsageError(f"torchvision has no classifier called {name!r}; resnet18 is one")
     choices = _torchvision().models.get_model_weights(name)
-    if weights == "none" or Path(weights).suffix:
+    if weights == "none" or Path(weights).suffix or Path(weights).is_file():
         return None
     if weights not in choices.__members__:
         raise UsageError(
@@ -94,7 +95,7 @@ def _network(name: str, weights: str, known: Any) -> nn.Module:
         try:
             net.load_state_dict(state)
         except RuntimeError as error:
-            reason = str(error).partition("\n")[2].strip().partition("\n")[0]
+            reason = shorten(str(error).partition("\n")[2], 200, placeholder=" …")
             raise ClrpError(f"{weights}: not the weights of a {name}: {reason}") from error
         return net
     try:
@@ -123,9 +124,9 @@ def _state(torch: Any, path: str) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # unpickling, zip and file errors have no common base
-        reason = str(error).partition("\n")[0] or type(error).__name__
+        reason = error.strerror if isinstance(error, OSError) else "save model.state_dict() anew"
         raise ClrpError(f"{path}: cannot be read as a state dict: {reason}") from error
-    if not isinstance(state, dict) or not state:
+    if not isinstance(state, dict) or not state or not all(isinstance(k, str) for k in state):
         raise ClrpError(f"{path}: holds no state dict")
     return {k: v for k, v in state.items() if not k.startswith(("aux", "AuxLogits"))}
 

@@ -225,6 +225,7 @@ def reads(node: gs.Node) -> Iterator[Tensor]:
     yield from node.inputs
     for value in node.attrs.values():
         if isinstance(value, gs.Graph):
+            yield from value.outputs
             for inner in value.nodes:
                 yield from reads(inner)
 

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from textwrap import shorten
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -81,16 +82,18 @@ def _check(model: onnx.ModelProto, name: str) -> None:
 def _check_size(tensor: onnx.TensorProto, name: str) -> None:
     if not tensor.HasField("raw_data"):
         return
-    item = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    try:
+        item = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    except KeyError as error:
+        raise ModelError(f"{name}: the weights {tensor.name!r} have an unknown type") from error
     # 4-bit types pack two values into a byte; their exact size is the runtime's to check.
     if item > 1 and len(tensor.raw_data) != math.prod(tensor.dims) * item:
         raise ModelError(f"{name}: the weights {tensor.name!r} are incomplete; is it truncated?")
 
 
 def first_line(error: Exception) -> str:
-    """What another library's exception says, in one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    """What another library's exception says, in one line that is not too long."""
+    return shorten(str(error), 300, placeholder=" …") or type(error).__name__
 
 
 def skeleton(
@@ -155,6 +158,8 @@ def find_input(graph: gs.Graph, name: str | None = None) -> gs.Variable:
             raise UsageError(f"no input is called {name!r}; the model has {_names(inputs)}")
         return inputs[name]
     pictures = [x for x in graph.inputs if x.shape is not None and len(x.shape) == 4]
+    if not inputs:
+        raise ModelError("the model has no input")
     candidates = list(graph.inputs) if len(graph.inputs) == 1 else pictures
     if len(candidates) != 1:
         raise UsageError(f"say which input to explain with --input: {_names(inputs)}")
@@ -175,6 +180,8 @@ def find_logits(graph: gs.Graph, name: str | None = None) -> gs.Variable:
         if name not in tensors or not tensors[name].inputs:
             raise UsageError(f"no node writes a tensor called {name!r}")
         return tensors[name]
+    if not graph.outputs:
+        raise ModelError("the model has no output")
     found = {x.name: x for x in map(before_the_end, graph.outputs)}
     if len(found) > 1:
         raise UsageError(f"several outputs; say which holds the logits: --logits {_names(found)}")

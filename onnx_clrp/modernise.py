@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx
 import onnx_graphsurgeon as gs
 from onnx import inliner, shape_inference, version_converter
+from onnx_graphsurgeon.logger.logger import G_LOGGER
 
 from onnx_clrp.constants import with_shapes
 from onnx_clrp.errors import ModelError
@@ -58,7 +59,8 @@ def modernise(model: onnx.ModelProto) -> Model:
     except (RuntimeError, ValueError, shape_inference.InferenceError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(f"the model cannot be brought to opset {OPSET}: {reason}") from error
-    graph = gs.import_onnx(known)
+    with G_LOGGER.suppress():  # it prints to standard output, where JSON may be wanted
+        graph = gs.import_onnx(known)
     _keep_real_inputs(graph, {*weights, *(t.name for t in model.graph.initializer)})
     return Model(_whole(model, bare, weights), graph, weights)
 

@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_clrp.errors import ModelError, UsageError
 from onnx_clrp.facts import Facts
-from onnx_clrp.image import Preprocessing
+from onnx_clrp.image import CHANNELS, Preprocessing
 from onnx_clrp.intervals import Interval, between, per_channel
 from onnx_clrp.model import PREFIX, channel_axis, find_input, find_logits, metadata
 from onnx_clrp.modernise import Model, modernise
@@ -83,8 +83,13 @@ def read_program(
         ModelError: the model has no logits of the form that is needed.
         UsageError: the input or the logits must be named, or the input's range given.
     """
+    if PREFIX + "method" in metadata(proto):
+        raise UsageError("the model is an explainer already: give the model that it was made from")
     model = modernise(proto)
     source = find_input(model.graph, input)
+    if isinstance(source.dtype, int):  # ONNX's number of a type that NumPy does not have
+        kind = onnx.TensorProto.DataType.Name(source.dtype).lower()
+        raise ModelError(f"the input {source.name!r} is {kind}: put a Cast from float in front")
     scores = find_logits(model.graph, logits)
     notes: list[str] = []
     if isinstance(preprocessing, str):
@@ -97,17 +102,18 @@ def read_program(
         raise ModelError(f"the input {source.name!r} has no axis beside the batch's")
     if not facts.carries(scores):
         raise ModelError(f"the logits {scores.name!r} do not depend on the input {source.name!r}")
+    classes = _classes(facts, scores)
     made = normalised_steps(model.graph, facts, [scores])
     notes += _lost_bounds(made, facts, interval)
     return Program(
         model=model,
         input=source,
         logits=scores,
-        classes=_classes(facts, scores),
+        classes=classes,
         facts=facts,
         steps=made,
         preprocessing=prepared,
-        labels=_labels(proto),
+        labels=_labels(proto, classes, notes),
         notes=notes,
     )
 
@@ -143,7 +149,13 @@ def bound(preprocessing: Preprocessing, source: gs.Variable) -> Preprocessing:
     shape = source.shape
     if shape is None or len(shape) != 4:
         raise UsageError(f"the input {source.name!r} is no picture [N, C, H, W] or [N, H, W, C]")
-    axis = channel_axis(source)
+    axis, channels = channel_axis(source), _channels(source)
+    wanted = CHANNELS[preprocessing.channels]
+    if channels not in (None, wanted):
+        raise UsageError(
+            f"the input {source.name!r} has {channels} channels, not the {wanted} of"
+            f" {preprocessing.channels}: choose with --channels {', '.join(CHANNELS)}"
+        )
     size = [d for i, d in enumerate(shape) if i not in (0, axis) and isinstance(d, int)]
     known = (size[0], size[1]) if len(size) == 2 else None
     return preprocessing.bind(known, "NCHW" if axis == 1 else "NHWC", np.dtype(source.dtype).name)
@@ -215,14 +227,17 @@ def _classes(facts: Facts, logits: gs.Variable) -> int:
     return shape[1]
 
 
-def _labels(proto: onnx.ModelProto) -> list[str] | None:
+def _labels(proto: onnx.ModelProto, classes: int, notes: list[str]) -> list[str] | None:
     stored = metadata(proto).get(PREFIX + "labels")
     if stored is None:
         return None
     try:
         labels = json.loads(stored)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"the labels in the model's metadata are no JSON: {error}") from error
     if not isinstance(labels, list) or not all(isinstance(x, str) for x in labels):
         raise ModelError("the labels in the model's metadata are no list of names")
+    if len(labels) != classes:
+        notes.append(f"the metadata's {len(labels)} labels for {classes} classes are left out")
+        return None
     return labels

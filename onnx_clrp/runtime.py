@@ -15,8 +15,8 @@ from numpy.typing import ArrayLike, NDArray
 from onnx_clrp.compiler import Options, convert, parse_target
 from onnx_clrp.errors import ModelError, UsageError
 from onnx_clrp.image import Preprocessing
-from onnx_clrp.model import PREFIX, first_line, load, metadata
-from onnx_clrp.sessions import onnxruntime, open_session
+from onnx_clrp.model import PREFIX, load, metadata
+from onnx_clrp.sessions import open_session, run
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
@@ -102,10 +102,20 @@ class Explainer:
         elif options:
             raise UsageError(f"the model is an explainer already: {', '.join(options)} is settled")
         self._session, self.device = open_session(proto, device)
+        try:
+            self._read(proto)
+        except (KeyError, ValueError, TypeError, StopIteration, RecursionError) as error:
+            raise ModelError(
+                "the explainer's metadata is damaged: convert the original model again"
+            ) from error
+
+    def _read(self, proto: onnx.ModelProto) -> None:
+        """What `convert` wrote into the metadata."""
         known = {k.removeprefix(PREFIX): v for k, v in metadata(proto).items()}
         self.method = known["method"]
         self.classes = int(known["classes"])
-        self.labels: list[str] | None = json.loads(known.get("labels", "null"))
+        labels = json.loads(known.get("labels", "null")) or []
+        self.labels: list[str] | None = labels if len(labels) == self.classes else None
         self.notes: list[str] = json.loads(known["notes"])
         self._names: dict[str, str] = json.loads(known["names"])
         self._range = Range.from_json(known["input_range"])
@@ -213,13 +223,7 @@ class Explainer:
         self, feeds: dict[str, NDArray[Any]], wanted: Sequence[str] | None = None
     ) -> dict[str, NDArray[Any]]:
         names = wanted or [n for n in self._names if n not in ("input", "target")]
-        options = onnxruntime().RunOptions()
-        options.log_severity_level = 3
-        options.only_execute_path_to_fetches = True
-        try:
-            values = self._session.run([self._names[n] for n in names], feeds, options)
-        except Exception as error:  # the runtime's own exceptions share no base class
-            raise ModelError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
+        values = run(self._session, [self._names[n] for n in names], feeds)
         return dict(zip(names, values, strict=True))
 
     def _result(self, outputs: dict[str, NDArray[Any]]) -> Result:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx
+from numpy.typing import NDArray
 
 from onnx_clrp.errors import ClrpError, DeviceError, ModelError
 from onnx_clrp.model import first_line
@@ -45,7 +47,7 @@ def open_session(model: onnx.ModelProto, device: str = "auto") -> tuple[Any, str
         raise DeviceError('no CUDA here: install "onnx-clrp[gpu]" in place of "onnx-clrp[cpu]"')
     wants_cuda = device != "cpu" and _PROVIDERS["cuda"] in there
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what it would print comes as an exception too
     if wants_cuda and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
     providers = [(_PROVIDERS["cuda"], _CUDA)] if wants_cuda else []
@@ -59,3 +61,19 @@ def open_session(model: onnx.ModelProto, device: str = "auto") -> tuple[Any, str
     if device == "cuda" and got != "cuda":
         raise DeviceError("ONNX Runtime could not use CUDA: is there a GPU, with CUDA 13?")
     return session, got
+
+
+def run(session: Any, names: Sequence[str], feeds: Mapping[str, Any]) -> list[NDArray[Any]]:
+    """The values of some outputs.
+
+    Raises:
+        ModelError: the model cannot be run.
+    """
+    options = onnxruntime().RunOptions()
+    options.log_severity_level = 4
+    options.only_execute_path_to_fetches = True
+    try:
+        values: list[NDArray[Any]] = session.run(list(names), dict(feeds), options)
+    except Exception as error:  # as above
+        raise ModelError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
+    return values

@@ -78,7 +78,12 @@ def _by_rule(
         raise UnsupportedError(step.doubt)
     t.step = step
     r, y = (arrived, step.outputs) if rule.variadic else (arrived[0], step.outputs[0])
-    result = rule.redistribute(t, r, y, *step.inputs, **step.attributes)
+    try:
+        result = rule.redistribute(t, r, y, *step.inputs, **step.attributes)
+    except UnsupportedError:
+        raise
+    except Exception as error:  # whatever a rule of the user's own may raise
+        raise UnsupportedError(f"its rule fails: {type(error).__name__}: {error}") from error
     if not isinstance(result, list | tuple):
         if len(carriers) != 1:
             raise UnsupportedError("more than one of its inputs depends on the input")
@@ -114,4 +119,6 @@ def _unsupported(found: Sequence[tuple[Step, UnsupportedError]]) -> UnsupportedE
         lines.append(
             f'Register a rule: @onnx_clrp.rule("{missing[0].op}"{domain}); see docs/rules.md.'
         )
-    return UnsupportedError("\n".join(lines), gaps)
+    refusal = UnsupportedError("\n".join(lines), gaps)
+    refusal.__cause__ = causes[0][1].__cause__  # where a rule of the user's own went wrong
+    return refusal
