@@ -1,0 +1,84 @@
+"""What the documentation says is so: its tables fit the code, its examples run as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import onnx
+import pytest
+
+import onnx_clrp
+from onnx_clrp import rules
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = Path(onnx_clrp.__file__).parent
+
+
+def rows(page: str, heading: str) -> list[list[str]]:
+    """The cells of the first table under a heading, without its head."""
+    section = (ROOT / page).read_text(encoding="utf-8").split(f"\n## {heading}\n", 1)[1]
+    lines = section.partition("\n|")[2].partition("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def quoted(cell: str) -> list[str]:
+    return re.findall(r"`(\w[\w.]*)`", cell)
+
+
+def blocks(page: str) -> list[str]:
+    """The page's Python."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_every_operator_stands_in_the_table_of_rules_once() -> None:
+    documented = [op for cells in rows("docs/rules.md", "Operators") for op in quoted(cells[0])]
+    assert sorted(documented) == rules.operators()
+
+
+@pytest.mark.parametrize("cells", rows("docs/rules.md", "Operators"), ids=lambda cells: cells[0])
+def test_the_table_of_rules_calls_a_rule_by_its_name(cells: list[str]) -> None:
+    found = {op: rules.find_rule(op) for op in quoted(cells[0])}
+    assert {op: rule and rule.summary for op, rule in found.items()} == dict.fromkeys(
+        found, cells[1]
+    )
+
+
+def test_the_examples_of_the_page_on_rules_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "_registry", dict(rules._registry))
+    code = "\n".join(blocks("docs/rules.md"))
+    assert "redistribute(model" in code
+    exec(compile(code, "docs/rules.md", "exec"), {})
+    assert rules.find_rule("CumSum") is not None
+    assert rules.find_rule("Squash", "com.acme") is not None
+
+
+def test_the_example_is_of_an_operator_without_a_rule() -> None:
+    assert rules.find_rule("CumSum") is None
+
+
+def test_every_module_stands_in_the_table_of_the_house_once() -> None:
+    documented = [quoted(cells[0])[0] for cells in rows("CONTRIBUTING.md", "The house")]
+    modules = [p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__"]
+    packages = [p.parent.name for p in PACKAGE.glob("*/__init__.py")]
+    assert sorted(documented) == sorted([*modules, *packages])
+
+
+@pytest.fixture(scope="module")
+def explainer() -> onnx.ModelProto:
+    model = ROOT / "exported_models" / "digits.onnx"
+    return onnx_clrp.convert(model, method="clrp1", parts=True)
+
+
+def test_the_table_of_the_file_names_its_inputs_and_outputs(explainer: onnx.ModelProto) -> None:
+    cells = rows("docs/how-it-works.md", "What the file contains")
+    documented = {name for row in cells for name in quoted(row[0])}
+    known = {value.name for value in [*explainer.graph.input, *explainer.graph.output]}
+    assert documented - {"relevance_logits"} == known - {"image", "logits"}
+
+
+def test_the_table_of_metadata_names_its_keys(explainer: onnx.ModelProto) -> None:
+    page = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    documented = set(re.findall(r"^\| .*?\|", page, re.MULTILINE))
+    keys = {key for row in documented for key in re.findall(r"`(onnx_clrp\.\w+)`", row)}
+    assert keys == {e.key for e in explainer.metadata_props if e.key.startswith("onnx_clrp.")}
