@@ -104,11 +104,12 @@ BUILDERS: Mapping[str, Callable[[], nn.Module]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A network, the pictures that it is shown, and how near its contrast must come."""
+    """A network, what it is shown and asked, and how near its contrast must come."""
 
     name: str
     size: int
     samples: int = 1
+    targets: int = 2
     rules: tuple[str, ...] = ("default",)
     contrast_agrees: float = CONTRAST_AGREES
 
@@ -133,8 +134,8 @@ SMALL = (
 )
 LARGE = (
     Case("resnet50", 96),
-    Case("vgg16", 224, contrast_agrees=VGG_CONTRAST_AGREES),
-    Case("vgg16_bn", 224, contrast_agrees=VGG_CONTRAST_AGREES),
+    Case("vgg16", 224, targets=1, contrast_agrees=VGG_CONTRAST_AGREES),
+    Case("vgg16_bn", 224, targets=1, contrast_agrees=VGG_CONTRAST_AGREES),
 )
 CASES = [
     *(pytest.param(case, id=case.name) for case in SMALL),
@@ -180,8 +181,8 @@ class Subject:
 
     @cached_property
     def targets(self) -> Integers:
-        """The two top classes of each picture, `[N, 2]`: their logits are far from zero."""
-        return self.net(torch.from_numpy(self.pictures)).topk(2).indices.numpy()
+        """The top classes of each picture, `[N, k]`: their logits are far from zero."""
+        return self.net(torch.from_numpy(self.pictures)).topk(self.case.targets).indices.numpy()
 
     def model(self, exporter: str) -> onnx.ModelProto:
         """The network as that exporter writes it."""
@@ -201,14 +202,14 @@ class Subject:
         )
 
     def run(self, exporter: str, method: str, rules: str) -> Run:
-        """The maps of the two top classes in float32."""
+        """The maps of the top classes in float32."""
         key = (exporter, method, rules)
         if key not in self.runs:
             self.runs[key] = run(self.explainer(*key), self.pictures, self.targets)
         return self.runs[key]
 
     def reference(self, method: str, rules: str, winners: list[Integers]) -> Reference:
-        """The float64 maps `[2N, 3, H, W]` for these max-pool winners.
+        """The float64 maps `[N k, 3, H, W]` for these max-pool winners.
 
         LRP's map is the concept of either contrast, and not calculated again.
         """
@@ -223,12 +224,12 @@ class Subject:
     def _explained(self, method: str, rules: str, winners: list[Integers]) -> Reference:
         return explain(
             self.net,
-            np.repeat(self.pictures, 2, axis=0),
+            np.repeat(self.pictures, self.case.targets, axis=0),
             self.targets.reshape(-1),
             method=method,
             bounds=BOUNDS,
             rules=rules,
-            winners=[np.repeat(w, 2, axis=0) for w in winners],
+            winners=[np.repeat(w, self.case.targets, axis=0) for w in winners],
         )
 
 
@@ -294,12 +295,18 @@ def first_maxima(pool: onnx.NodeProto, x: Floats, y: Floats) -> Integers:
     # Behind, room for a window that ceil_mode lets hang over.
     room = [(b, k + s) for b, k, s in zip(begin, kernel, strides, strict=True)]
     padded = np.pad(x, [(0, 0), (0, 0), *room], constant_values=-np.inf)
-    seen = np.lib.stride_tricks.sliding_window_view(padded, kernel, axis=(2, 3))
-    windows = seen[:, :, :: strides[0], :: strides[1]][:, :, : y.shape[2], : y.shape[3]]
-    row, column = np.divmod(windows.reshape(*y.shape, -1).argmax(-1), kernel[1])
-    row += np.arange(y.shape[2])[:, None] * strides[0] - begin[0]
-    column += np.arange(y.shape[3]) * strides[1] - begin[1]
-    return row * x.shape[3] + column
+    row, column = np.ogrid[: y.shape[2], : y.shape[3]]
+    row, column = row * strides[0], column * strides[1]
+    best = np.full_like(y, -np.inf)
+    winner = np.zeros(y.shape, np.int64)
+    for i, j in np.ndindex(*kernel):
+        value = padded[:, :, row + i, column + j]
+        leads = value > best
+        np.copyto(best, value, where=leads)
+        flat = (row + i - begin[0]) * x.shape[3] + column + j - begin[1]
+        np.copyto(winner, flat, where=leads)
+    np.testing.assert_array_equal(best, y)
+    return winner
 
 
 def same(a: Sequence[Integers], b: Sequence[Integers]) -> bool:
