@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx_clrp.compiler import Options, append, composite_of, convert
 from onnx_clrp.errors import ClrpError
 from onnx_clrp.float64 import run_float64
-from onnx_clrp.methods import METHODS, Seeds, one_hot, relevance_maps
+from onnx_clrp.methods import METHODS, Seeds, relevance_maps
 from onnx_clrp.model import PREFIX, load, metadata
 from onnx_clrp.normalise import Step
 from onnx_clrp.program import Program, read_program, reading
@@ -117,19 +117,21 @@ def check(
         ClrpError: whatever keeps the model from being explained.
     """
     proto = load(model)
-    explainer = Explainer(proto, device="cpu", **options)
+    signed: Options = {**options, "signed": True}
+    made = convert(proto, **signed)
+    explainer = Explainer(made, device="cpu")
     sample = random_sample(explainer) if batch is None else np.asarray(batch)[:1]
     top = int(explainer.logits(sample).argmax())
     ledger, logit, arrived = _ledger(proto, sample, top, options)
-    signed: Options = {**options, "signed": True}
+    session, _ = open_session(made, "cpu")
     return Report(
         target=top,
         logit=logit,
         ledger=ledger,
         arrived_at_input=arrived,
         absorbed=float(sum(entry.absorbed for entry in ledger)),
-        outputs=_changes(proto, convert(proto, **options), sample, top),
-        distance=_distance(convert(proto, **signed), sample, top),
+        outputs=_changes(proto, made, session, sample, top),
+        distance=_distance(made, session, sample, top),
         notes=explainer.notes,
     )
 
@@ -148,14 +150,10 @@ def _ledger(
     proto: onnx.ModelProto, sample: NDArray[Any], target: int, options: Options
 ) -> tuple[list[Entry], float, float]:
     """LRP's ledger in units of the logit, the logit, and what arrives at the input."""
-    program = _program(proto, options)
+    program = read_program(proto, **reading(options))
     t = Tape(program.model.names(), program.facts)
     t.targets = np.array([1], np.int64)
-    scores: Tensor = program.logits
-    if len(program.facts.shape(scores) or ()) > 2:
-        scores = t.Reshape(scores, [-1, program.classes])
-    chosen = one_hot(t, t.constant(np.array([[target]])), program.classes)
-    seeds = Seeds(t, program.logits, scores, chosen, program.classes)
+    seeds = Seeds.of(t, program, t.constant(np.array([[target]])))
     seen: list[tuple[Step, Tensor, Tensor]] = []
 
     def watch(step: Step, arrived: Sequence[Tensor | None], handed: Handed) -> None:
@@ -167,7 +165,7 @@ def _ledger(
     sums = {f"ledger/arrived/{i}": come for i, (_, come, _) in enumerate(seen)}
     sums |= {f"ledger/handed/{i}": gone for i, (_, _, gone) in enumerate(seen)}
     sums |= {f"ledger/absorbed/{i}": lost for i, (_, lost) in enumerate(t.absorbed)}
-    sums["ledger/logit"] = t.total(t.Where(chosen, scores, 0.0))
+    sums["ledger/logit"] = t.total(t.Where(seeds.chosen, seeds.scores, 0.0))
     sums["ledger/input"] = t.total(maps["relevance"])
     found = _run(append(program.model.proto, t, sums), program, sample)
     logit = found["ledger/logit"]
@@ -181,10 +179,6 @@ def _ledger(
         row = (found[f"ledger/arrived/{i}"], found[f"ledger/handed/{i}"], lost)
         entries.append(Entry(str(step), step.op, *(v / logit for v in row)))
     return entries, logit, found["ledger/input"] / logit
-
-
-def _program(proto: onnx.ModelProto, options: Options) -> Program:
-    return read_program(proto, **reading(options))
 
 
 def _run(model: onnx.ModelProto, program: Program, sample: NDArray[Any]) -> dict[str, float]:
@@ -202,11 +196,14 @@ def _batch(session: Any, sample: NDArray[Any]) -> NDArray[Any]:
 
 
 def _changes(
-    proto: onnx.ModelProto, explainer: onnx.ModelProto, sample: NDArray[Any], target: int
+    proto: onnx.ModelProto,
+    explainer: onnx.ModelProto,
+    session: Any,
+    sample: NDArray[Any],
+    target: int,
 ) -> dict[str, float]:
     """How far each output of the model is from the explainer's, over its largest value."""
     original, _ = open_session(proto, "cpu")
-    session, _ = open_session(explainer, "cpu")
     names = [y.name for y in original.get_outputs()]
     batch = _batch(original, sample)
     before = run(original, names, {original.get_inputs()[0].name: batch})
@@ -214,8 +211,8 @@ def _changes(
     return {name: _distant(a, b) for name, a, b in zip(names, after, before, strict=True)}
 
 
-def _distance(explainer: onnx.ModelProto, sample: NDArray[Any], target: int) -> float:
-    session, _ = open_session(explainer, "cpu")
+def _distance(explainer: onnx.ModelProto, session: Any, sample: NDArray[Any], target: int) -> float:
+    """How far the relevance is from that of the same graph in float64."""
     name = json.loads(metadata(explainer)[PREFIX + "names"])["relevance"]
     feeds = _feeds(explainer, _batch(session, sample), target)
     out = run(session, [name], feeds)[0].astype(np.float64)

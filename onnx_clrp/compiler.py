@@ -15,12 +15,11 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
 from onnx_clrp.errors import UsageError
 from onnx_clrp.image import Preprocessing
-from onnx_clrp.methods import METHODS, Method, Seeds, one_hot, relevance_maps
+from onnx_clrp.methods import METHODS, Method, Seeds, relevance_maps, scores_of
 from onnx_clrp.model import PREFIX, channel_axis, fingerprint, load
 from onnx_clrp.program import InputRange, Program, Reading, read_program
 from onnx_clrp.redistribute import RULE_SETS, Composite
 from onnx_clrp.tape import Tape, Tensor
-from onnx_clrp.walk import Watch
 
 Target = int | Sequence[int] | str | None
 """None for an input of the graph, a class, a list of classes, or `"top:5"`."""
@@ -97,16 +96,13 @@ def write(
     *,
     signed: bool = False,
     parts: bool = False,
-    watch: Watch | None = None,
 ) -> onnx.ModelProto:
     """Append the walk to the model; `target` is a list of classes, the k of `top:k`, or None."""
     t = Tape(program.model.names(), program.facts)
-    scores: Tensor = program.logits
-    if len(program.facts.shape(scores) or ()) > 2:
-        scores = t.Reshape(scores, [-1, program.classes])
+    scores = scores_of(t, program)
     targets = _targets(t, target, scores)
-    seeds = Seeds(t, program.logits, scores, one_hot(t, targets, program.classes), program.classes)
-    maps = relevance_maps(t, program, method, composite, seeds, parts=parts, watch=watch)
+    seeds = Seeds.of(t, program, targets)
+    maps = relevance_maps(t, program, method, composite, seeds, parts=parts)
     if method.dual is not None and not signed:
         maps["relevance"] = t.Relu(maps["relevance"])
     outputs = {

@@ -17,8 +17,17 @@ CANNOT_RUN = (RuntimeError, ValueError, TypeError, NotImplementedError, IndexErr
 """What the reference evaluator raises where an operator cannot be run; then nothing is known."""
 
 _RANDOM = frozenset(
-    ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Bernoulli")
+    {
+        "Bernoulli",
+        "Dropout",
+        "Multinomial",
+        "RandomNormal",
+        "RandomNormalLike",
+        "RandomUniform",
+        "RandomUniformLike",
+    }
 )
+"""Operators that draw: a value of theirs is no constant."""
 
 _LARGEST = 4096
 """Chains that lead to more elements than this are no axes or shapes, and stay as they are."""
@@ -26,7 +35,7 @@ _LARGEST = 4096
 
 def run_node(node: onnx.NodeProto, values: Sequence[Value | None], opset: int) -> list[Value]:
     """The outputs of one node for these inputs, None for one that is left out."""
-    if node.op_type in _RANDOM or node.op_type in ("Multinomial", "Dropout"):
+    if node.op_type in _RANDOM:
         raise NotImplementedError(f"{node.op_type} has no value of its own")
     names = [x for x in node.input if x]
     graph = helper.make_graph(

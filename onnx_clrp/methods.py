@@ -92,6 +92,13 @@ METHODS: Mapping[str, Method] = {
 }
 
 
+def scores_of(t: Tape, program: Program) -> Tensor:
+    """The class scores as `[N, C]`, whatever axes of size 1 the logits have behind."""
+    if len(program.facts.shape(program.logits) or ()) == 2:
+        return program.logits
+    return t.Reshape(program.logits, [-1, program.classes])
+
+
 def one_hot(t: Tape, target: Tensor, classes: int) -> Tensor:
     """Whether a class is the explained one: `[k, N, C]` from the targets `[N, k]`."""
     by_target = t.Unsqueeze(t.Transpose(target, perm=[1, 0]), [2])
@@ -113,6 +120,12 @@ class Seeds:
     scores: Tensor
     chosen: Tensor
     classes: int
+
+    @classmethod
+    def of(cls, t: Tape, program: Program, targets: Tensor) -> Seeds:
+        """The seeds of a program for the targets `[N, k]`."""
+        chosen = one_hot(t, targets, program.classes)
+        return cls(t, program.logits, scores_of(t, program), chosen, program.classes)
 
     def sown(self, sow: Sow, *, wide: bool = False) -> Relevance:
         """The seed of a method, or of its dual: `[k, *logits.shape]`, in float64 if it is wide."""
