@@ -137,6 +137,31 @@ CONVOLUTIONS = [
     _conv("conv-2d-dilated", (2, 2, 7, 8), (3, 2, 3, 2), dilations=[2, 3]),
     _conv("conv-2d-pointwise", (2, 3, 5, 5), (4, 3, 1, 1), "positive", strides=[2, 2]),
     _conv("conv-2d-skipping", (2, 2, 8, 7), (3, 2, 2, 2), strides=[3, 3]),
+    _dynamic(_conv("conv-2d-same-open", (2, 2, 5, 6), (3, 2, 2, 3), auto_pad="SAME_LOWER")),
+    _dynamic(
+        _conv("conv-1d-same-skipping", (2, 2, 9), (3, 2, 1), auto_pad="SAME_LOWER", strides=[2])
+    ),
+    _dynamic(
+        _conv(
+            "conv-2d-same-lower-open",
+            (2, 2, 7, 6),
+            (3, 2, 3, 4),
+            "positive",
+            auto_pad="SAME_LOWER",
+            strides=[3, 2],
+        )
+    ),
+    _dynamic(
+        _first(
+            _conv(
+                "conv-2d-first-same-open",
+                (2, 2, 7, 6),
+                (3, 2, 3, 4),
+                auto_pad="SAME_UPPER",
+                strides=[2, 2],
+            )
+        )
+    ),
     _silenced(_conv("conv-2d-silent", (2, 3, 4, 4), (4, 3, 3, 3), "positive", True)),
     _conv("conv-3d", (2, 2, 4, 5, 3), (3, 2, 2, 3, 2), bias=True, pads=[1, 0, 0, 0, 1, 1]),
     _first(_conv("conv-1d-first", (2, 2, 8), (3, 2, 3), pads=[1, 1])),
@@ -203,6 +228,15 @@ TRANSPOSED_CONVOLUTIONS = [
     ),
     _conv("convtranspose-2d-valid", (1, 2, 3, 3), (2, 2, 2, 3), auto_pad="VALID", strides=[2, 1]),
     _conv("convtranspose-2d-grouped", (2, 4, 3, 3), (4, 3, 2, 2), group=2, dilations=[2, 1]),
+    _dynamic(
+        _conv(
+            "convtranspose-2d-same-open",
+            (2, 2, 3, 4),
+            (2, 3, 3, 4),
+            auto_pad="SAME_UPPER",
+            strides=[2, 1],
+        )
+    ),
     _dynamic(_conv("convtranspose-2d-dynamic", (2, 2, 3, 4), (2, 3, 3, 3), strides=[2, 2])),
     _first(
         _conv(
@@ -246,6 +280,9 @@ PRODUCTS = [
     _silenced(_gemm("gemm-silent", (2, 4), (3, 4), "positive", (3,), transB=1)),
     _left(_gemm("gemm-left", (3, 4), (4, 5), c=(5,))),
     _left(_gemm("gemm-left-transposed", (3, 4), (5, 4), c=(3, 1), alpha=-2.0, transB=1)),
+    _left(_gemm("gemm-left-both-transposed", (4, 3), (5, 4), "positive", (5,), transA=1, transB=1)),
+    _gemm("gemm-transposed-data", (4, 3), (4, 5), transA=1),
+    _first(_left(_gemm("gemm-first-left-transposed", (3, 4), (5, 4), transB=1)), axis=1),
     _first(_gemm("gemm-first", (4, 5), (3, 5), c=(3,), transB=1)),
     _first(_gemm("gemm-first-negated", (4, 5), (5, 3), alpha=-0.5)),
     _first(_left(_gemm("gemm-first-left", (3, 4), (4, 5)))),
@@ -253,7 +290,15 @@ PRODUCTS = [
     _matmul("matmul-positive", (2, 3, 4), (4, 5), "positive"),
     _matmul("matmul-batched", (2, 3, 4), (2, 4, 5)),
     _matmul("matmul-broadcast-data", (3, 4), (2, 4, 5)),
+    _matmul("matmul-longer", (3, 4), (1, 1, 4, 5)),
+    _matmul("matmul-copied-batch", (1, 3, 4), (2, 4, 5)),
+    _matmul("matmul-copied-twice", (2, 1, 3, 4), (5, 2, 3, 4, 3)),
     _matmul("matmul-vector-weight", (2, 3, 4), (4,)),
+    _matmul("matmul-vector-flat", (3, 4), (4,), "positive"),
+    _left(_matmul("matmul-left-vector", (4,), (2, 3, 4, 2))),
+    _left(_matmul("matmul-left-copies", (3, 5, 4), (2, 1, 4, 3))),
+    _left(_matmul("matmul-left-flat", (5, 4), (4, 3))),
+    _first(_matmul("matmul-first-vector", (2, 3, 4), (4,)), axis=2),
     _left(_matmul("matmul-left", (5, 4), (2, 4, 3))),
     _left(_matmul("matmul-left-batched", (2, 1, 5, 4), (2, 3, 4, 3))),
     _first(_matmul("matmul-first", (2, 3, 4), (4, 5)), axis=2),
@@ -318,6 +363,14 @@ TRIED_PAIRS = {
     "Min": ("ties", "channel", "crossed"),
 }
 
+
+def _chosen(name: str, shapes: Sequence[Shape], data: tuple[int, ...]) -> Case:
+    """A choice between two operands by a condition that is no data here."""
+    a, b = (_values(f"where-{name}/{i}", shape) for i, shape in enumerate(shapes))
+    condition = _values(f"where-{name}/c", X4) > 0
+    return Case(f"where-{name}", "Where", (condition, a, b), {}, data=data)
+
+
 ACTIVATIONS = [
     *(_activations(op, name, *PAIRS[name]) for op, names in TRIED_PAIRS.items() for name in names),
     _activations("Add", "smooth", [X4, X4], "smooth"),
@@ -328,6 +381,9 @@ ACTIVATIONS = [
     _activations("Max", "one", [X4]),
     _activations("Max", "three-ties", [X4, X4, X4], "ties"),
     _activations("Min", "three-broadcast", [X4, (2, 3, 1, 1), (5,)], "ties"),
+    _chosen("two", (X4, X4), (1, 2)),
+    _chosen("constant", (X4, (3, 1, 1)), (1,)),
+    _chosen("broadcast", ((2, 3, 1, 1), (4, 5)), (1, 2)),
 ]
 
 
@@ -343,7 +399,11 @@ def _with_operands(case: Case, *operands: np.ndarray | None) -> Case:
     return replace(case, inputs=(case.inputs[0], *operands))
 
 
-PLAIN_ACTIVATIONS = ("HardSwish", "Mish", "Neg", "Sigmoid", "Softplus", "Softsign", "Tanh")
+PLAIN_ACTIVATIONS = (
+    *("Abs", "Atan", "Ceil", "Erf", "Exp", "Floor", "HardSwish", "Mish", "Neg", "Round"),
+    *("Sigmoid", "Softplus", "Softsign", "Tanh"),
+)
+POSITIVE_ACTIVATIONS = ("Log", "Reciprocal", "Sqrt")
 ELEMENTWISE = [
     _unary("Cast", "double", to=TensorProto.DOUBLE),
     Case(
@@ -381,6 +441,14 @@ ELEMENTWISE = [
     _unary("ThresholdedRelu", "alpha", alpha=0.25),
     *(_unary(op_type) for op_type in PLAIN_ACTIVATIONS),
     *(_dynamic(_unary(op_type, "dynamic")) for op_type in PLAIN_ACTIVATIONS),
+    *(
+        replace(_unary(op_type), inputs=(_values(op_type, (2, 3, 5), "positive") + 0.5,))
+        for op_type in POSITIVE_ACTIVATIONS
+    ),
+    _unary("Swish", opset=24),
+    _unary("Swish", "alpha", opset=24, alpha=1.702),
+    _with_operands(_unary("Pow"), _scalar(2)),
+    _with_operands(_unary("Pow", "channel"), _values("power", (3, 1), "positive") + 0.5),
 ]
 
 
@@ -401,6 +469,10 @@ NORMALISATIONS = [
     _normalised("InstanceNormalization", "1d", [(2, 3, 7), (3,), (3,)], epsilon=0.5),
     _normalised("LayerNormalization", "last", [(2, 3, 6), (6,), (6,)]),
     _normalised("LayerNormalization", "two-axes", [(2, 3, 6), (3, 6)], axis=1, epsilon=0.1),
+    _normalised("LpNormalization", "last", [(2, 3, 6)]),
+    _normalised("LpNormalization", "channels", [(2, 3, 6)], axis=1, p=1),
+    _normalised("MeanVarianceNormalization", "channels", [X4], axes=[1]),
+    replace(_normalised("RMSNormalization", "last", [(2, 3, 6), (6,)]), opset=23),
     replace(
         _normalised("GroupNormalization", "pairs", [(2, 4, 3, 3), (4,), (4,)], num_groups=2),
         opset=21,
@@ -489,6 +561,41 @@ MAX_POOLS = [
     _pool(
         "MaxPool", "1d-valid-overhang", (2, 2, 5), [2], auto_pad="VALID", strides=[2], ceil_mode=1
     ),
+    _dynamic(
+        _pool(
+            "MaxPool", "2d-same-open", (2, 2, 5, 6), [3, 2], auto_pad="SAME_UPPER", strides=[2, 2]
+        )
+    ),
+    _dynamic(
+        _pool(
+            "MaxPool",
+            "2d-same-lower-open",
+            (2, 2, 5, 6),
+            [4, 3],
+            auto_pad="SAME_LOWER",
+            strides=[3, 2],
+        )
+    ),
+    _pool(
+        "MaxPool",
+        "2d-same-overhang",
+        (2, 2, 5, 6),
+        [3, 3],
+        auto_pad="SAME_LOWER",
+        ceil_mode=1,
+        strides=[2, 2],
+    ),
+    _dynamic(
+        _pool(
+            "MaxPool",
+            "2d-late-start-open",
+            (1, 2, 5, 4),
+            [2, 2],
+            strides=[3, 3],
+            pads=[1] * 4,
+            ceil_mode=1,
+        )
+    ),
     _pool("MaxPool", "2d-storage-order", (2, 2, 4, 4), [2, 3], storage_order=1),
     _pool("MaxPool", "3d", (1, 2, 4, 5, 4), [2, 3, 2], strides=[2, 2, 1], pads=[0, 1, 0, 0, 1, 1]),
 ]
@@ -523,6 +630,53 @@ AVERAGE_POOLS = [
         strides=[2, 2],
     ),
     _pool("AveragePool", "3d", (1, 2, 4, 5, 4), [2, 3, 2], pads=[0, 1, 0, 0, 1, 1]),
+    *_both_rules(
+        [
+            _dynamic(
+                _pool(
+                    "AveragePool",
+                    "2d-overhang-open",
+                    (2, 2, 6, 8),
+                    [3, 3],
+                    strides=[2, 2],
+                    ceil_mode=1,
+                )
+            ),
+            _dynamic(
+                _pool(
+                    "AveragePool",
+                    "2d-same-open",
+                    (2, 2, 5, 6),
+                    [3, 2],
+                    auto_pad="SAME_LOWER",
+                    strides=[2, 2],
+                )
+            ),
+        ]
+    ),
+    *(
+        _dynamic(
+            _pool(
+                "AveragePool",
+                f"1d-overhang-open-{size}",
+                (2, 2, size),
+                [3],
+                strides=[4],
+                pads=[1, 2],
+                ceil_mode=1,
+            )
+        )
+        for size in (5, 6, 7, 8)
+    ),
+    _pool(
+        "AveragePool",
+        "2d-same-overhang",
+        (2, 2, 5, 6),
+        [3, 3],
+        auto_pad="SAME_UPPER",
+        ceil_mode=1,
+        strides=[2, 2],
+    ),
     _dynamic(_pool("AveragePool", "2d-dynamic", (2, 2, 7, 6), [3, 3], pads=[1] * 4)),
     replace(_pool("AveragePool", "2d-dilated", (2, 2, 7, 7), [2, 3], dilations=[3, 2]), opset=19),
 ]
@@ -550,6 +704,16 @@ REDUCTIONS = [
     _reduction("ReduceMax", "channels", X4, (1,), keepdims=0),
     _reduction("ReduceMax", "apart", X4, (1, -1), keepdims=0),
     _reduction("ReduceMax", "all", (2, 3, 4), None, keepdims=0),
+    _reduction("ReduceMax", "nothing", X4, None, noop_with_empty_axes=1),
+    _reduction("ReduceMax", "no-axes", X4, (), noop_with_empty_axes=1),
+    _dynamic(_reduction("ReduceMax", "dynamic", X4, (2,), keepdims=0)),
+    _reduction("ReduceMin", "spatial", X4, (2, 3)),
+    _reduction("ReduceMin", "apart", X4, (-1, 1), keepdims=0),
+    _reduction("ReduceMin", "nothing", X4, (), noop_with_empty_axes=1),
+    _dynamic(_reduction("ReduceMin", "dynamic", X4, (-1,), "constant")),
+    _reduction("ReduceMean", "nothing", X4, (), noop_with_empty_axes=1),
+    _reduction("ReduceSum", "nothing", X4, None, noop_with_empty_axes=1),
+    _reduction("ReduceSum", "all", (2, 3, 4), ()),
     *_both_rules(
         [
             _reduction("GlobalAveragePool", "2d", X4, None, "mixed"),
@@ -585,6 +749,14 @@ def _resized(
     return _moved("Resize", name, x, None, factors, *targets, **more)
 
 
+def _put(
+    op_type: str, name: str, x: Shape, index: np.ndarray, updates: Shape, **more: Attribute
+) -> Case:
+    """Something put into something else; both are data."""
+    case = _moved(op_type, name, x, index, _values(f"{op_type}-{name}/updates", updates), **more)
+    return replace(case, data=(0, 2))
+
+
 JOINS_AND_PARTS = [
     replace(_activations("Concat", "channels", [(2, 3, 4), (2, 1, 4)]), attributes={"axis": 1}),
     replace(_activations("Concat", "three", [(2, 3), (2, 1), (2, 2)]), attributes={"axis": -1}),
@@ -597,6 +769,12 @@ JOINS_AND_PARTS = [
     replace(_moved("Split", "uneven", (2, 7, 3), axis=1, num_outputs=3), outputs=3),
     replace(_moved("Split", "sizes", (2, 6, 3), _integers(1, 3, 2), axis=-2), outputs=3),
     replace(_moved("Split", "batch", (4, 3), _integers(1, 3)), outputs=2),
+    replace(_moved("Split", "vector", (6,), axis=0, num_outputs=2), outputs=2),
+    replace(_dynamic(_moved("Split", "dynamic", (2, 5, 4), axis=-2, num_outputs=2)), outputs=2),
+    replace(
+        _dynamic(_activations("Concat", "dynamic", [(2, 3, 4), (2, 1, 4)])), attributes={"axis": -2}
+    ),
+    _moved("Slice", "vector", (6,), _integers(1), _integers(5)),
     _moved("Slice", "plain", X4, _integers(1, 0), _integers(3, 4), _integers(2, 3)),
     _moved("Slice", "all-axes", (4, 5), _integers(1, 0), _integers(3, 100)),
     _moved(
@@ -613,6 +791,64 @@ JOINS_AND_PARTS = [
     ),
     _moved("Slice", "negative-ends", (2, 3, 6), _integers(-4), _integers(-1), _integers(2)),
     _dynamic(_moved("Slice", "dynamic", X4, _integers(1), _integers(2**63 - 1), _integers(3))),
+    _dynamic(
+        _moved(
+            "Slice",
+            "dynamic-stepped",
+            X4,
+            _integers(-1),
+            _integers(-9),
+            _integers(2),
+            _integers(-2),
+        )
+    ),
+    _dynamic(
+        _moved("Slice", "dynamic-end", X4, _integers(-3, 0), _integers(-1, 2), _integers(-1, 1))
+    ),
+    _dynamic(
+        _moved("Slice", "dynamic-two", X4, _integers(1, 0), _integers(3, -1), _integers(1, 3))
+    ),
+    _moved("Slice", "short-integers", (2, 3, 5), np.array([1], np.int32), np.array([4], np.int32)),
+    _dynamic(
+        replace(
+            _moved("Slice", "dynamic-short", (2, 3, 5)),
+            inputs=(_values("slice", (2, 3, 5)), *(np.array([v], np.int32) for v in (-4, 9, 2, 2))),
+        )
+    ),
+    _dynamic(_moved("Gather", "dynamic", (2, 4, 3), _integers(0, 2, 2, -1, 0), axis=-2)),
+    _dynamic(_moved("Gather", "dynamic-scalar", (2, 4, 3), np.array(-1, np.int64), axis=2)),
+    _moved(
+        "Gather", "cube", (2, 4, 3), _integers(1, 1, -4, 3, 0, 2, 1, 1).reshape(2, 2, 2), axis=1
+    ),
+    _moved("Gather", "short-integers", (2, 4, 3), np.array([3, 1, 1], np.int32), axis=1),
+    _moved("Gather", "wide", (1, 1100), _integers(1099, 0, 5, 5), axis=1),
+    _moved("GatherElements", "rows", (3, 4), _integers(0, -1, 1, 1, 2, 0).reshape(2, 3)),
+    _moved(
+        "GatherElements", "last", (2, 3, 2), _integers(*[0, 1, 1] * 6).reshape(2, 3, 3), axis=-1
+    ),
+    _dynamic(
+        _moved("GatherElements", "dynamic", (2, 3), _integers(2, 2, 0, 1).reshape(2, 2), axis=1)
+    ),
+    _moved("GatherND", "elements", (3, 4), _integers(0, 1, 2, 3, 0, 1).reshape(3, 2)),
+    _moved("GatherND", "slices", (3, 2, 4), _integers(2, 0, 0).reshape(3, 1)),
+    _moved("GatherND", "batch", (2, 3, 4), _integers(1, 1, 2, 0).reshape(2, 2, 1), batch_dims=1),
+    _dynamic(_moved("GatherND", "dynamic", (2, 3), _integers(1, 1).reshape(2, 1))),
+    _moved("Compress", "axis", (2, 4, 3), np.array([True, False, True, True]), axis=1),
+    _moved("Compress", "flat", (2, 3), np.array([False, True, True, False, True])),
+    _dynamic(_moved("Compress", "dynamic", (2, 3), np.array([False, True, True]), axis=-1)),
+    _moved("ReverseSequence", "time-first", (4, 3, 2), _integers(4, 1, 3)),
+    _moved("ReverseSequence", "batch-first", (2, 4), _integers(2, 3), batch_axis=0, time_axis=1),
+    *(
+        replace(case, data=data, id=f"{case.id}-{name}")
+        for case in (
+            _put("ScatterElements", "rows", (3, 4), _integers(0, -1, 1, 2).reshape(2, 2), (2, 2)),
+            _put("ScatterElements", "last", (2, 3), _integers(2, 0).reshape(2, 1), (2, 1), axis=-1),
+            _put("ScatterND", "elements", (3, 4), _integers(0, 1, 2, 3).reshape(2, 2), (2,)),
+            _put("ScatterND", "slices", (3, 2, 4), _integers(2, 0).reshape(2, 1), (2, 2, 4)),
+            _dynamic(_put("ScatterND", "dynamic", (3, 2), _integers(2, 0).reshape(2, 1), (2, 2))),
+        )
+        for name, data in (("both", (0, 2)), ("into", (0,)), ("from", (2,)))
+    ),
     _moved("Gather", "scalar", (2, 3, 4), np.array(-1, dtype=np.int64), axis=1),
     _moved("Gather", "repeated", (2, 4, 3), _integers(0, 2, 2, -1, 0), axis=1),
     _moved("Gather", "matrix", (4, 3), _integers(1, 1, -4, 3).reshape(2, 2)),
@@ -628,6 +864,19 @@ PADS = [
     _moved("Pad", "cropping", (2, 3, 5), _integers(0, 0, -1, 0, 1, -2)),
     _moved("Pad", "reflect", (2, 1, 4, 5), _integers(0, 0, 2, 1, 0, 0, 1, 3), mode="reflect"),
     _moved("Pad", "edge", (2, 1, 3, 4), _integers(0, 0, 2, 1, 0, 0, 1, 3), mode="edge"),
+    _dynamic(
+        _moved(
+            "Pad",
+            "reflect-dynamic",
+            X4,
+            _integers(2, 1, 1, 3),
+            None,
+            _integers(2, 3),
+            mode="reflect",
+        )
+    ),
+    replace(_moved("Pad", "wrap", (2, 3, 4), _integers(0, 1, 2, 0, 2, 1), mode="wrap"), opset=19),
+    _moved("Pad", "reflect-cropping", (2, 3, 5), _integers(0, 0, 2, 0, 1, -1), mode="reflect"),
     _dynamic(_moved("Pad", "dynamic", X4, _integers(0, 0, 1, 1, 0, 0, 1, 1))),
 ]
 
@@ -641,6 +890,13 @@ SHAPES = [
     _moved("Flatten", "negative", X4, axis=-1),
     _moved("Flatten", "end", (2, 3), axis=2),
     _dynamic(_moved("Flatten", "dynamic", X4)),
+    _dynamic(_moved("Reshape", "kept-dynamic", (2, 6, 1, 1), _integers(0, 0))),
+    _moved("Reshape", "allowzero", (2, 6), _integers(2, 3, 2), allowzero=1),
+    _dynamic(_moved("Reshape", "one-dynamic", (2, 6), _integers(-1))),
+    _dynamic(_moved("Flatten", "end-dynamic", (2, 3), axis=2)),
+    _dynamic(_moved("Flatten", "zero-dynamic", (2, 3, 4), axis=0)),
+    _dynamic(_moved("Squeeze", "dynamic", (2, 1, 3, 1), _integers(-1, 1))),
+    _dynamic(_moved("Unsqueeze", "dynamic", (2, 3), _integers(-1, 0))),
     _moved("Transpose", "default", (2, 3, 4)),
     _moved("Transpose", "nhwc", X4, perm=[0, 2, 3, 1]),
     _dynamic(_moved("Transpose", "nchw", (2, 4, 5, 3), perm=[0, 3, 1, 2])),
@@ -656,6 +912,14 @@ REPEATS = [
     _moved("Expand", "axis", (2, 3, 1), _integers(2, 3, 4)),
     _moved("Expand", "rank", (3, 1), _integers(2, 1, 4)),
     _moved("Expand", "smaller", (2, 3, 4), _integers(3, 1)),
+    _dynamic(_moved("Expand", "dynamic", (2, 3, 1), _integers(2, 1, 4))),
+    _dynamic(_moved("Expand", "dynamic-rank", (3, 1), _integers(2, 1, 4))),
+    _dynamic(_moved("Tile", "dynamic", (2, 3, 2), _integers(1, 2, 3))),
+    _moved("Tile", "batch", (2, 3), _integers(2, 1)),
+    _moved("Tile", "one", (3,), _integers(3)),
+    _dynamic(_moved("DepthToSpace", "crd-dynamic", (2, 12, 2, 3), blocksize=2, mode="CRD")),
+    _dynamic(_moved("DepthToSpace", "dcr-dynamic", (2, 12, 2, 3), blocksize=2)),
+    _dynamic(_moved("SpaceToDepth", "dynamic", (2, 2, 4, 6), blocksize=2)),
     _moved("Tile", "axes", (2, 3, 2), _integers(1, 2, 3)),
     _moved("Tile", "once", (2, 3), _integers(1, 1)),
     _moved("DepthToSpace", "dcr", (2, 8, 2, 3), blocksize=2),
@@ -707,7 +971,43 @@ RESIZES = [
         mode="linear",
     ),
     _resized("linear-1d", (2, 3, 5), (1, 1, 2), mode="linear"),
-    _dynamic(_resized("linear-dynamic", (2, 2, 3, 4), (1, 1, 2, 2), mode="linear")),
+    _resized("nearest-1d", (2, 3, 5), (1, 1, 2.5)),
+    _resized("nearest-3d", (1, 2, 3, 2, 2), (1, 1, 2, 1, 2)),
+    _resized("linear-3d", (1, 2, 3, 2, 2), (1, 1, 2, 1.5, 2), mode="linear"),
+    _resized("linear-nhwc", (1, 3, 4, 2), (1, 2, 1.5, 1), mode="linear"),
+    _resized("linear-axes", (1, 2, 3, 4), (1.5, 2), mode="linear", axes=[-1, 2]),
+    _resized("linear-kept-size", (1, 2, 3, 4), (1, 1, 2, 1.2), mode="linear"),
+    _resized("linear-all-kept-size", (1, 2, 3, 4), (1, 1, 1.3, 1.2), mode="linear"),
+    *(
+        _resized(
+            f"{mode}-uneven-{coordinates}",
+            (1, 2, 5, 6),
+            (1, 1, 1.5, 0.75),
+            coordinate_transformation_mode=coordinates,
+            mode=mode,
+        )
+        for mode in ("nearest", "linear", "cubic")
+        for coordinates in (
+            "half_pixel",
+            "half_pixel_symmetric",
+            "asymmetric",
+            "align_corners",
+            "pytorch_half_pixel",
+        )
+    ),
+    *(
+        _resized(f"{mode}-antialias", (1, 2, 7, 6), (1, 1, 0.4, 1.5), mode=mode, antialias=1)
+        for mode in ("linear", "cubic")
+    ),
+    _resized("cubic-sharp", (1, 2, 4, 5), sizes=(1, 2, 6, 3), mode="cubic", cubic_coeff_a=-0.5),
+    _resized("cubic-inside", (1, 2, 4, 5), (1, 1, 2, 0.7), mode="cubic", exclude_outside=1),
+    *(
+        _dynamic(_resized(f"{mode}-dynamic", (2, 2, 3, 4), (1, 1, 2, 2), mode=mode))
+        for mode in ("nearest", "linear", "cubic")
+    ),
+    _dynamic(_resized("linear-sizes-dynamic", (2, 2, 3, 4), sizes=(2, 2, 5, 7), mode="linear")),
+    _dynamic(_resized("linear-1d-dynamic", (2, 3, 5), (1, 1, 1.5), mode="linear")),
+    _dynamic(_resized("nearest-3d-dynamic", (1, 2, 3, 2, 2), (1, 1, 2, 1, 2))),
 ]
 
 CASES: list[Case] = [

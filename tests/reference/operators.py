@@ -19,6 +19,8 @@ from onnx import TensorProto
 from torch import Tensor
 from torch.nn import functional
 
+from reference import movements
+
 Attributes = Mapping[str, Any]
 Bounds = tuple[np.ndarray, np.ndarray]
 Shares = dict[int, Tensor]
@@ -275,22 +277,33 @@ def _cast(x: Tensor, attributes: Attributes) -> Tensor:
 
 
 ELEMENTWISE: dict[str, Callable[[Tensor, Attributes], Tensor]] = {
+    "Abs": lambda x, _: x.abs(),
+    "Atan": lambda x, _: torch.atan(x),
     "Cast": _cast,
+    "Ceil": lambda x, _: torch.ceil(x),
     "Celu": lambda x, a: functional.celu(x, a.get("alpha", 1.0)),
     "Dropout": lambda x, _: x,
     "Elu": lambda x, a: functional.elu(x, a.get("alpha", 1.0)),
+    "Erf": lambda x, _: torch.erf(x),
+    "Exp": lambda x, _: torch.exp(x),
+    "Floor": lambda x, _: torch.floor(x),
     "Gelu": lambda x, a: functional.gelu(x, approximate=a.get("approximate", "none")),
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": lambda x, _: x * (x / 6 + 0.5).clamp(0, 1),
     "Identity": lambda x, _: x,
     "LeakyRelu": lambda x, a: functional.leaky_relu(x, a.get("alpha", 0.01)),
+    "Log": lambda x, _: torch.log(x),
     "Mish": lambda x, _: functional.mish(x),
     "Neg": lambda x, _: -x,
+    "Reciprocal": lambda x, _: 1 / x,
     "Relu": lambda x, _: functional.relu(x),
+    "Round": lambda x, _: torch.round(x),
     "Selu": _selu,
     "Sigmoid": lambda x, _: torch.sigmoid(x),
     "Softplus": lambda x, _: torch.log1p(torch.exp(-x.abs())) + functional.relu(x),
     "Softsign": lambda x, _: functional.softsign(x),
+    "Sqrt": lambda x, _: torch.sqrt(x),
+    "Swish": lambda x, a: x * torch.sigmoid(a.get("alpha", 1.0) * x),
     "Tanh": lambda x, _: torch.tanh(x),
     "ThresholdedRelu": _thresholded_relu,
 }
@@ -369,6 +382,21 @@ def _lrn(node: Node) -> Tensor:
     beta: float = node.attributes.get("beta", 0.75)
     bias: float = node.attributes.get("bias", 1.0)
     return x / torch.pow(bias + alpha / size * squares, beta)
+
+
+def _lp_normalization(node: Node) -> Tensor:
+    x, p = node.needed(0), node.attributes.get("p", 2)
+    return x / x.norm(p, node.attributes.get("axis", -1), keepdim=True)
+
+
+def _mean_variance_normalization(node: Node) -> Tensor:
+    return _standardised(node.needed(0), list(node.attributes.get("axes", [0, 2, 3])), 1e-9)
+
+
+def _rms_normalization(node: Node) -> Tensor:
+    x, epsilon = node.needed(0), node.attributes.get("epsilon", 1e-5)
+    axes = list(range(node.attributes.get("axis", -1) % x.ndim, x.ndim))
+    return x / torch.sqrt((x * x).mean(axes, keepdim=True) + epsilon) * node.needed(1)
 
 
 def _standardised(x: Tensor, axes: list[int], epsilon: float) -> Tensor:
@@ -567,73 +595,13 @@ def _space_to_depth(node: Node) -> Tensor:
     return parts.reshape(n, c * block**2, h // block, w // block)
 
 
-def _resize(node: Node) -> Tensor:
-    """One dense interpolation matrix per axis: nearest and linear are separable."""
-    y = node.needed(0)
-    if node.attributes.get("keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise NotImplementedError("Resize that keeps the aspect ratio")
-    for i, axis in enumerate(node.attributes.get("axes", list(range(y.ndim)))):
-        old = y.shape[axis]
-        new, scale = _resized_length(node, i, old)
-        matrix = _resize_matrix(node.attributes, old, new, scale)
-        y = torch.tensordot(y, matrix, dims=([axis], [1])).movedim(-1, axis)
-    return y
-
-
-def _resized_length(node: Node, i: int, old: int) -> tuple[int, float]:
-    """The new length of the i-th resized axis and its scale."""
-    sizes = node.integers(3)
-    if sizes is not None:
-        return sizes[i], sizes[i] / old
-    scale = float(node.needed(2)[i])
-    return math.floor(old * scale), scale
-
-
-def _resize_matrix(attributes: Attributes, old: int, new: int, scale: float) -> Tensor:
-    matrix = torch.zeros(new, old, dtype=torch.float64)
-    for row in range(new):
-        place = _resize_coordinate(attributes, row, old, new, scale)
-        for column, weight in _resize_weights(attributes, place):
-            matrix[row, min(max(column, 0), old - 1)] += weight
-    return matrix
-
-
-def _resize_coordinate(attributes: Attributes, i: int, old: int, new: int, scale: float) -> float:
-    mode = attributes.get("coordinate_transformation_mode", "half_pixel")
-    if mode == "asymmetric":
-        return i / scale
-    if mode == "align_corners":
-        return i * (old - 1) / (new - 1) if new > 1 else 0.0
-    if mode == "pytorch_half_pixel" and new == 1:
-        return 0.0
-    if mode in ("half_pixel", "pytorch_half_pixel"):
-        return (i + 0.5) / scale - 0.5
-    raise NotImplementedError(f"Resize with {mode}")
-
-
-def _resize_weights(attributes: Attributes, place: float) -> list[tuple[int, float]]:
-    """The neighbours of a place and their weights."""
-    mode = attributes.get("mode", "nearest")
-    if mode == "linear":
-        low = math.floor(place)
-        return [(low, low + 1 - place), (low + 1, place - low)]
-    if mode != "nearest":
-        raise NotImplementedError(f"Resize by {mode} interpolation")
-    rounding = {
-        "round_prefer_floor": math.ceil(place - 0.5),
-        "round_prefer_ceil": math.floor(place + 0.5),
-        "floor": math.floor(place),
-        "ceil": math.ceil(place),
-    }
-    return [(rounding[attributes.get("nearest_mode", "round_prefer_floor")], 1.0)]
-
-
 FORWARD: dict[str, Callable[[Node], Tensor]] = {
     **dict.fromkeys(ELEMENTWISE, _elementwise),
     "Add": _folded(torch.add),
     "AveragePool": _average_pool,
     "BatchNormalization": _batch_normalization,
     "Clip": _clip,
+    "Compress": movements.compress,
     "Concat": _concat,
     "Conv": _conv,
     "ConvTranspose": _conv_transpose,
@@ -643,6 +611,8 @@ FORWARD: dict[str, Callable[[Node], Tensor]] = {
     "Expand": _expand,
     "Flatten": _flatten,
     "Gather": _gather,
+    "GatherElements": movements.gather_elements,
+    "GatherND": movements.gather_nd,
     "Gemm": _gemm,
     "GlobalAveragePool": _reduction(torch.mean),
     "GlobalMaxPool": _reduction(torch.amax),
@@ -650,19 +620,27 @@ FORWARD: dict[str, Callable[[Node], Tensor]] = {
     "InstanceNormalization": _instance_normalization,
     "LRN": _lrn,
     "LayerNormalization": _layer_normalization,
+    "LpNormalization": _lp_normalization,
     "MatMul": _matmul,
     "Max": _folded(torch.maximum),
     "MaxPool": _max_pool,
+    "MeanVarianceNormalization": _mean_variance_normalization,
     "Min": _folded(torch.minimum),
     "Mul": _folded(torch.mul),
     "PRelu": _prelu,
     "Pad": _pad,
+    "Pow": _folded(torch.pow),
     "QuantizeLinear": _quantize,
+    "RMSNormalization": _rms_normalization,
     "ReduceMax": _reduction(torch.amax),
     "ReduceMean": _reduction(torch.mean),
+    "ReduceMin": _reduction(torch.amin),
     "ReduceSum": _reduction(torch.sum),
     "Reshape": _reshape,
-    "Resize": _resize,
+    "Resize": movements.resize,
+    "ReverseSequence": movements.reverse_sequence,
+    "ScatterElements": movements.scatter_elements,
+    "ScatterND": movements.scatter_nd,
     "Slice": _slice,
     "SpaceToDepth": _space_to_depth,
     "Squeeze": _squeeze,
@@ -671,6 +649,7 @@ FORWARD: dict[str, Callable[[Node], Tensor]] = {
     "Tile": _tile,
     "Transpose": _transpose,
     "Unsqueeze": _unsqueeze,
+    "Where": lambda node: torch.where(*(node.needed(i) for i in range(3))),
 }
 
 
@@ -772,9 +751,7 @@ def _bypass(task: Task) -> Shares:
 
 
 def _division(task: Task) -> Shares:
-    """Bypassed when divided by a constant; a constant over an activation is not affine."""
-    if task.only != 0:
-        raise NotImplementedError("Div by an activation")
+    """Bypassed when one operand is a constant; the quotient of two activations has no rule."""
     return _bypass(task)
 
 
@@ -818,6 +795,17 @@ def _multiplication(task: Task) -> Shares:
     return _among_operands(task, _evenly)
 
 
+def _chosen(task: Task) -> Shares:
+    """All to the operand whose value was taken."""
+    condition, *operands = (task.node.needed(i) for i in range(3))
+    taken = (condition, ~condition)
+    return {
+        i + 1: torch.where(taken[i], task.arrived, 0.0).sum_to_size(operands[i].shape)
+        for i in range(2)
+        if i + 1 in task.data
+    }
+
+
 def _pooled(task: Task, share: Callable[[Tensor, Tensor], Tensor]) -> Shares:
     """Shares each window's relevance among its real elements; overlapping windows add."""
     x, axes = task.node.needed(0), _pool_axes(task.node)
@@ -856,6 +844,10 @@ def _max_reduced(task: Task) -> Shares:
     return _reduced(task, _to_first_maximum)
 
 
+def _min_reduced(task: Task) -> Shares:
+    return _reduced(task, lambda cells, r: _to_first_maximum(-cells, r))
+
+
 def _average_reduced(task: Task) -> Shares:
     return _reduced(task, _average_sharing(task))
 
@@ -880,19 +872,29 @@ BYPASSED = frozenset(ELEMENTWISE) | {
     "InstanceNormalization",
     "LRN",
     "LayerNormalization",
+    "LpNormalization",
+    "MeanVarianceNormalization",
     "PRelu",
+    "Pow",
     "QuantizeLinear",
+    "RMSNormalization",
 }
 MOVEMENTS = frozenset(
     {
+        "Compress",
         "Concat",
         "DepthToSpace",
         "Expand",
         "Flatten",
         "Gather",
+        "GatherElements",
+        "GatherND",
         "Pad",
         "Reshape",
         "Resize",
+        "ReverseSequence",
+        "ScatterElements",
+        "ScatterND",
         "Slice",
         "SpaceToDepth",
         "Split",
@@ -917,9 +919,11 @@ RULES: dict[str, Callable[[Task], Shares]] = {
     "Mul": _multiplication,
     "ReduceMax": _max_reduced,
     "ReduceMean": _average_reduced,
+    "ReduceMin": _min_reduced,
     "ReduceSum": _average_reduced,
     "Sub": _difference,
     "Sum": _sum,
+    "Where": _chosen,
 }
 OPERATORS: frozenset[str] = frozenset(RULES)
 

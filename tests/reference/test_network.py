@@ -17,9 +17,10 @@ from zennit.rules import Norm, Pass, ZBox, ZPlus
 from zennit.types import Activation, AvgPool, Linear
 
 from . import network, networks
+from .network_support import SIZE, Joined, at, drawn, relative, shared, unrolled
+from .network_trace import first_maxima
 from .networks import BOUNDS
 
-SIZE = 64
 SMALL = tuple(name for name in networks.NAMES if not name.startswith(("alexnet", "vgg")))
 
 made = functools.cache(networks.make)
@@ -34,21 +35,14 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def size_of(name: str) -> int:
+    """A size that is small for a network."""
+    return 80 if name == "inception_v3" else SIZE
+
+
 def pictures(n: int = 2, size: int = SIZE) -> np.ndarray:
     """Return n pictures, [n, 3, size, size], other than those of the calibration."""
     return networks.photographs(n, size, seed=5)
-
-
-def relative(a: Tensor, b: Tensor) -> float:
-    """Distance of a from b, relative to b."""
-    return float((a - b).norm() / b.norm())
-
-
-def drawn(net: nn.Module, *, size: int = SIZE) -> nn.Module:
-    """Return the network in evaluation mode with seeded weights."""
-    net = net.eval().requires_grad_(False)
-    networks.initialise(net, size=size)
-    return net
 
 
 def vgg(features: nn.Module, *, pool: int = 7) -> nn.Module:
@@ -57,58 +51,13 @@ def vgg(features: nn.Module, *, pool: int = 7) -> nn.Module:
     return drawn(nn.Sequential(features, nn.AdaptiveAvgPool2d(pool), nn.Flatten(), *head), size=32)
 
 
-class Joined(nn.Module):
-    """Two maps of one input, and an operator that joins them."""
-
-    def __init__(self, first: nn.Module, second: nn.Module, join: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.first, self.second, self.join = first, second, join
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Join both maps of x."""
-        return self.join(self.first(x), self.second(x))
-
-
 def add_in_place(a: Tensor, b: Tensor) -> Tensor:
     """Return a + b as residual networks write it."""
     a += b
     return a
 
 
-def at(module: nn.Module, x: Tensor, relevance: Tensor, rules: str = "default") -> network.Handed:
-    """Hand relevance at the module's output to its input x; unbounded input."""
-    trace = network.record(module, x, None, None)
-    start = {trace.logits_node: relevance}
-    arrived, absorbed = network.carry(trace, trace.nodes, start, network.Mode(rules))
-    return network.Handed(list(arrived.items()), absorbed)
-
-
 # ---- dense loops -------------------------------------------------------------------------
-
-
-def unrolled(conv: nn.Conv2d, shape: tuple[int, int, int]) -> np.ndarray:
-    """Return the matrix [out * oh * ow, in * h * w] of a convolution on planes of `shape`."""
-    channels, height, width = shape
-    out, _, kernel, _ = conv.weight.shape
-    stride, padding = conv.stride[0], conv.padding[0]
-    rows, columns = ((n + 2 * padding - kernel) // stride + 1 for n in (height, width))
-    matrix = np.zeros((out, rows, columns, channels, height, width))
-    for o, r, c, i, y, x in np.ndindex(*matrix.shape):
-        row, column = y - (r * stride - padding), x - (c * stride - padding)
-        if 0 <= row < kernel and 0 <= column < kernel:
-            matrix[o, r, c, i, y, x] = float(conv.weight[o, i, row, column])
-    return matrix.reshape(out * rows * columns, -1)
-
-
-def shared(matrix: np.ndarray, x: np.ndarray, relevance: np.ndarray) -> np.ndarray:
-    """Share relevance [out] in proportion to the positive ones of matrix [out, in] * x [in]."""
-    received = np.zeros(x.size)
-    for row, arriving in zip(matrix, relevance, strict=True):
-        positive = [max(float(w * v), 0.0) for w, v in zip(row, x.ravel(), strict=True)]
-        total = math.fsum(positive)
-        for i, contribution in enumerate(positive):
-            received[i] += arriving * contribution / total if total else 0.0
-    return received
 
 
 def shared_in_box(matrix: np.ndarray, x: np.ndarray, relevance: np.ndarray) -> np.ndarray:
@@ -170,7 +119,7 @@ def test_a_tiny_network_agrees_with_loops_over_unrolled_matrices(activation: nn.
 def test_of_equal_maxima_the_first_wins(kernel: int, options: dict[str, int]) -> None:
     x = torch.randint(-2, 2, (2, 3, 7, 8), generator=torch.Generator().manual_seed(0)).double()
     pool = nn.MaxPool2d(kernel, **options)
-    winners = network.first_maxima(x, pool)
+    winners = first_maxima(x, pool)
     assert torch.equal(x.flatten(2).gather(2, winners.flatten(2)).view(winners.shape), pool(x))
 
     # With what comes later made a little smaller there are no equals left.
@@ -278,7 +227,7 @@ def test_vgg16_agrees_with_zennit(norm: bool, activation: type[nn.Module]) -> No
 @pytest.mark.parametrize("rules", network.RULES)
 @pytest.mark.parametrize("name", SMALL)
 def test_relevance_is_conserved_and_the_forward_pass_is_the_modules(name: str, rules: str) -> None:
-    net, x = made(name), pictures()
+    net, x = made(name), pictures(size=size_of(name))
     result = network.explain(net, x, [7, 301], method="lrp", bounds=BOUNDS, rules=rules)
     total = result.relevance.flatten(1).sum(1) + result.absorbed
     assert float(((total - result.seed) / result.seed).abs().max()) < 1e-9
@@ -291,7 +240,7 @@ def test_relevance_is_conserved_and_the_forward_pass_is_the_modules(name: str, r
     ("name", "method"), [*((name, "clrp2") for name in SMALL), ("squeezenet1_1", "clrp1")]
 )
 def test_the_contrast_carried_down_is_the_difference_of_both_maps(name: str, method: str) -> None:
-    net, x = made(name), pictures(1)
+    net, x = made(name), pictures(1, size_of(name))
     result = network.explain(net, x, [7], method=method, bounds=BOUNDS)
     plain = network.explain(net, x, [7], method="lrp", bounds=BOUNDS)
     assert torch.equal(result.concept, plain.relevance)
@@ -460,7 +409,7 @@ def test_activations_and_logits_are_of_ordinary_size(name: str) -> None:
     for module in net.modules():
         if not list(module.children()):
             module.register_forward_hook(lambda _m, _i, out: largest.append(float(out.abs().max())))
-    logits = net(torch.from_numpy(pictures()))
+    logits = net(torch.from_numpy(pictures(size=size_of(name))))
     assert min(largest) > 1e-3
     assert max(largest) < 1e3
     # Among a thousand float32 numbers two may well be equal, but not many.
