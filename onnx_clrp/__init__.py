@@ -16,16 +16,20 @@ if TYPE_CHECKING:
     from onnx_clrp.errors import UnsupportedError as UnsupportedError
     from onnx_clrp.errors import UsageError as UsageError
     from onnx_clrp.image import Preprocessing as Preprocessing
+    from onnx_clrp.model import save as save
     from onnx_clrp.rules import rule as rule
     from onnx_clrp.runtime import Explainer as Explainer
     from onnx_clrp.runtime import Result as Result
+    from onnx_clrp.sessions import custom_operators as custom_operators
 
 _HOMES = {
     "convert": "compiler",
+    "save": "model",
     "Explainer": "runtime",
     "Result": "runtime",
     "Preprocessing": "image",
     "rule": "rules",
+    "custom_operators": "sessions",
     "ClrpError": "errors",
     "DeviceError": "errors",
     "ImageError": "errors",

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Unpack
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from onnx_clrp.compiler import Options, append, composite_of, convert
-from onnx_clrp.errors import ClrpError
-from onnx_clrp.float64 import run_float64
-from onnx_clrp.methods import METHODS, Seeds, relevance_maps
-from onnx_clrp.model import PREFIX, load, metadata
-from onnx_clrp.normalise import Step
-from onnx_clrp.program import Program, read_program, reading
-from onnx_clrp.runtime import Explainer
-from onnx_clrp.sessions import open_session, run
-from onnx_clrp.tape import Tape, Tensor
-from onnx_clrp.walk import Handed
+from onnx_clrp.comparison import Comparison
+from onnx_clrp.compiler import Options
+from onnx_clrp.ledger import Entry
+from onnx_clrp.model import load
 
 CLOSES = 1e-4
 """How far a node's ledger may be open, as a part of the explained logit."""
@@ -30,80 +23,143 @@ CLOSES = 1e-4
 UNCHANGED = 1e-5
 """How far an output of the explainer may be from the model's, as a part of its largest value."""
 
-AGREES = 1e-2
-"""How far relevance may be from a float64 run, whose pools may choose others in near ties."""
+AGREES = 1e-4
+"""How far relevance may be from float64 on the same forward values."""
 
+REPEATS = 1e-4
+"""How far relevance may be from that of the same explainer with a ledger."""
 
-@dataclass(frozen=True)
-class Entry:
-    """The ledger of one node, in units of the explained logit: arrived = handed + absorbed."""
+HALF_STEPS = 5
+"""By how many steps more both may differ in half precision: what nobody else reads is not rounded
+to it by ONNX Runtime, so that each session rounds elsewhere."""
 
-    node: str
-    operator: str
-    arrived: float
-    handed: float
-    absorbed: float
+ONE_PASS = 1e-8
+"""How far, in float64, a contrast of one pass may be from the difference of its parts."""
 
-    @property
-    def leaks(self) -> float:
-        """What is in the ledger nowhere: it should be nothing."""
-        return self.arrived - self.handed - self.absorbed
+UNCERTAIN = 1e-2
+"""From here on it is worth a remark how far relevance is from a run that is float64 throughout."""
+
+_LEAST = 1e-5
+"""A contrast that is less than this part of its concept is nothing but rounding."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `check` found.
+    """What `check` found. Distances of relevance are ‖out - ref‖ / ‖ref‖.
 
     Attributes:
-        target: the explained class, the top one.
+        target: the explained class.
         logit: its score.
+        method: the method.
+        device: where it ran.
+        random_input: whether the input was drawn, since none was given.
         ledger: of LRP, a row for each node in the order in which relevance meets them.
         arrived_at_input: ΣR at the input over the logit.
         absorbed: what all nodes absorbed, over the logit.
+        reasons: the same by reason.
         outputs: for each output of the model how far the explainer's is from it.
-        distance: how far the relevance is from a float64 run, ‖out - ref‖ / ‖ref‖.
+        distance: how far relevance is from float64 on the same forward values.
+        repeated: how far relevance is from that of the explainer with the ledger, whose forward
+            values those are: both are one graph, that the runtime may optimise in its own way.
+        whole_distance: how far it is from a run that is float64 from the input on.
+        why_not: why one of them is None: of the `relevance` or of the `forward pass`.
+        half_step: between two numbers of the half precision that the model calculates in; else 0.
+        contrast: in float64, how far the contrast of one pass is from the difference of its
+            parts; None for a method without a dual.
         notes: what was assumed about the model.
     """
 
     target: int
     logit: float
+    method: str
+    device: str
+    random_input: bool
     ledger: list[Entry]
     arrived_at_input: float
     absorbed: float
+    reasons: dict[str, float]
     outputs: dict[str, float]
-    distance: float
+    distance: float | None
+    repeated: float
+    whole_distance: float | None
+    why_not: dict[str, str]
+    half_step: float
+    contrast: float | None
     notes: list[str]
 
     @property
     def open_nodes(self) -> list[Entry]:
-        """The nodes whose ledger does not close."""
-        return [entry for entry in self.ledger if not abs(entry.leaks) <= CLOSES]
+        """The nodes whose ledger does not close, though what came to them was finite."""
+        return [e for e in self.ledger if not abs(e.leaks) <= CLOSES and np.isfinite(e.arrived)]
 
     @property
     def faults(self) -> list[str]:
         """What is wrong, in words; empty if the explainer keeps its promises."""
-        total = self.arrived_at_input + self.absorbed - 1
-        found = [f"the ledger of {e.node} is open by {e.leaks:.1e}" for e in self.open_nodes]
-        if not abs(total) <= CLOSES:
-            found.append(f"relevance is not conserved: off by {total:.1e} of the logit")
+        found = [] if np.isfinite(self.logit) else [f"the explained logit is {self.logit}"]
+        found += [_opening(entry) for entry in self.open_nodes]
+        together = self.arrived_at_input + self.absorbed
+        if not abs(together - (self.logit != 0)) <= CLOSES:
+            found.append(
+                f"relevance is not conserved: {together:.6f} of the logit is accounted for"
+            )
         found += [
             f"the output {name} changed by {change:.1e}"
             for name, change in self.outputs.items()
-            if not change <= UNCHANGED
+            if not change <= UNCHANGED + HALF_STEPS * self.half_step
         ]
-        if not self.distance <= AGREES:
-            found.append(f"the relevance is {self.distance:.1e} from a float64 run")
+        if self.distance is not None and not self.distance <= AGREES:
+            found.append(f"the relevance is {self.distance:.1e} from float64")
+        if not self.repeated <= REPEATS + HALF_STEPS * self.half_step:
+            found.append(f"the relevance changes by {self.repeated:.1e} as a ledger is added")
+        if self.contrast is not None and not self.contrast <= ONE_PASS:
+            found.append(f"the contrast is {self.contrast:.1e} from the difference of its parts")
+        return found
+
+    @property
+    def remarks(self) -> list[str]:
+        """What there is to know about this run that is no fault."""
+        found = []
+        if self.logit == 0:
+            found.append(
+                "the logit is 0, so is all its relevance: the ledger shows nothing; another class"
+                " or input would"
+            )
+        if self.logit < 0:
+            found.append("the logit is below zero: relevance is evidence against the class")
+        if self.half_step:
+            found.append(
+                "in half precision ONNX Runtime does not round what nobody reads, so that outputs"
+                f" are held to {UNCHANGED + HALF_STEPS * self.half_step:.0e}"
+            )
+        if self.whole_distance is not None and self.whole_distance > UNCERTAIN:
+            found.append(
+                f"the map depends on the last digits of the forward pass: in float64 it is"
+                f" {self.whole_distance:.1e} away, as maxima and signs that are nearly ties fall"
+                " the other way"
+            )
         return found
 
     def as_dict(self) -> dict[str, Any]:
         """The report for machines."""
-        ledger = [{**asdict(entry), "leaks": entry.leaks} for entry in self.ledger]
-        return {**asdict(self), "ledger": ledger, "faults": self.faults}
+        ledger = [{**asdict(e), "absorbed": e.absorbed, "leaks": e.leaks} for e in self.ledger]
+        return {**asdict(self), "ledger": ledger, "remarks": self.remarks, "faults": self.faults}
+
+
+def _opening(entry: Entry) -> str:
+    if not np.isfinite(entry.leaks):
+        return f"{entry.node} ({entry.operator}): what it hands on is not finite"
+    return (
+        f"{entry.node} ({entry.operator}): its ledger is open by {entry.leaks:.1e} of the logit:"
+        f" {entry.arrived:.6f} arrived, {entry.handed:.6f} handed on, {entry.absorbed:.6f} absorbed"
+    )
 
 
 def check(
     model: str | os.PathLike[str] | bytes | onnx.ModelProto,
-    batch: NDArray[Any] | None = None,
+    batch: ArrayLike | None = None,
+    *,
+    feeds: Mapping[str, ArrayLike] | None = None,
+    device: str = "auto",
     **options: Unpack[Options],
 ) -> Report:
     """Check the explainer of a model on one input.
@@ -111,124 +167,68 @@ def check(
     Args:
         model: the model, as for `convert`; not an explainer.
         batch: one sample `[1, ...]`; None for random values within the input's range.
-        options: those of `convert`. The ledger is always that of LRP.
+        feeds: values of the model's other inputs, by name.
+        device: as for `Explainer`.
+        options: those of `convert`; `target` is one class, or None for the top one. The ledger
+            is always that of LRP.
 
     Raises:
         ClrpError: whatever keeps the model from being explained.
     """
-    proto = load(model)
-    signed: Options = {**options, "signed": True}
-    made = convert(proto, **signed)
-    explainer = Explainer(made, device="cpu")
-    sample = random_sample(explainer) if batch is None else np.asarray(batch)[:1]
-    top = int(explainer.logits(sample).argmax())
-    ledger, logit, arrived = _ledger(proto, sample, top, options)
-    session, _ = open_session(made, "cpu")
+    run = Comparison(load(model), device, batch, feeds or {}, options)
+    account = run.keep_books()
+    unit = account.sums["logit"] or 1.0
+    ledger = account.books.entries(account.sums, unit)
+    maps, why_no_maps = run.from_cut(account)
+    whole, why_not_whole = run.from_input()
+    reasons = {"relevance": why_no_maps, "forward pass": why_not_whole}
+    before = run.own_outputs()
+    least = _LEAST * float(np.linalg.norm(maps.get("concept", 0.0)))
     return Report(
-        target=top,
-        logit=logit,
+        target=run.target,
+        logit=account.sums["logit"] / len(run.relevance),
+        method=run.method.name,
+        device=run.device,
+        random_input=batch is None,
         ledger=ledger,
-        arrived_at_input=arrived,
-        absorbed=float(sum(entry.absorbed for entry in ledger)),
-        outputs=_changes(proto, made, session, sample, top),
-        distance=_distance(made, session, sample, top),
-        notes=explainer.notes,
+        arrived_at_input=account.sums["input"] / unit,
+        absorbed=sum(entry.absorbed for entry in ledger),
+        reasons=_by_reason(ledger),
+        outputs={name: _change(out, before[name]) for name, out in run.outputs.items()},
+        distance=_apart(account.relevance, maps["relevance"], least) if maps else None,
+        repeated=_apart(run.relevance, account.relevance, least),
+        whole_distance=None if whole is None else _apart(run.relevance, whole, least),
+        half_step=run.half_step,
+        why_not={k: why for k, why in reasons.items() if why},
+        contrast=_one_pass(maps, least) if "dual" in maps else None,
+        notes=run.program.notes,
     )
 
 
-def random_sample(explainer: Explainer) -> NDArray[Any]:
-    """A seeded random input within the range of the model's input, `[1, ...]`."""
-    shape, dtype = explainer.input_form
-    low, high = explainer.input_bounds
-    bounded = np.isfinite(low) & np.isfinite(high)
-    rng = np.random.default_rng(0)
-    drawn = rng.uniform(np.where(bounded, low, -1), np.where(bounded, high, 1), shape)
-    return drawn.astype(dtype)
+def _one_pass(maps: Mapping[str, NDArray[Any]], least: float) -> float:
+    return _apart(maps["relevance"], maps["concept"] - maps["dual"], least)
 
 
-def _ledger(
-    proto: onnx.ModelProto, sample: NDArray[Any], target: int, options: Options
-) -> tuple[list[Entry], float, float]:
-    """LRP's ledger in units of the logit, the logit, and what arrives at the input."""
-    program = read_program(proto, **reading(options))
-    t = Tape(program.model.names(), program.facts)
-    t.targets = np.array([1], np.int64)
-    seeds = Seeds.of(t, program, t.constant(np.array([[target]])))
-    seen: list[tuple[Step, Tensor, Tensor]] = []
-
-    def watch(step: Step, arrived: Sequence[Tensor | None], handed: Handed) -> None:
-        come = t.sum(t.total(r) for r in arrived if r is not None)
-        seen.append((step, come, t.sum(t.total(r) for _, r in handed)))
-
-    composite = composite_of(options.get("rules", "default"))
-    maps = relevance_maps(t, program, METHODS["lrp"], composite, seeds, watch=watch)
-    sums = {f"ledger/arrived/{i}": come for i, (_, come, _) in enumerate(seen)}
-    sums |= {f"ledger/handed/{i}": gone for i, (_, _, gone) in enumerate(seen)}
-    sums |= {f"ledger/absorbed/{i}": lost for i, (_, lost) in enumerate(t.absorbed)}
-    sums["ledger/logit"] = t.total(t.Where(seeds.chosen, seeds.scores, 0.0))
-    sums["ledger/input"] = t.total(maps["relevance"])
-    found = _run(append(program.model.proto, t, sums), program, sample)
-    logit = found["ledger/logit"]
-    if logit == 0:
-        raise ClrpError("the explained logit is 0, so is all relevance: check with an IMAGE")
-    entries = []
-    for i, (step, _, _) in enumerate(seen):
-        lost = sum(
-            found[f"ledger/absorbed/{j}"] for j, (s, _) in enumerate(t.absorbed) if s is step
-        )
-        row = (found[f"ledger/arrived/{i}"], found[f"ledger/handed/{i}"], lost)
-        entries.append(Entry(str(step), step.op, *(v / logit for v in row)))
-    return entries, logit, found["ledger/input"] / logit
+def _by_reason(ledger: Sequence[Entry]) -> dict[str, float]:
+    total: Counter[str] = Counter()
+    for entry in ledger:
+        total.update(entry.reasons)
+    return dict(total.most_common())
 
 
-def _run(model: onnx.ModelProto, program: Program, sample: NDArray[Any]) -> dict[str, float]:
-    session, _ = open_session(model, "cpu")
-    known = {y.name for y in program.model.graph.outputs}
-    names = [y.name for y in session.get_outputs() if y.name not in known]
-    values = run(session, names, {program.input.name: _batch(session, sample)})
-    return {name: float(np.sum(v)) for name, v in zip(names, values, strict=True)}
+def _apart(out: NDArray[Any], reference: NDArray[Any], least: float) -> float:
+    """‖out - ref‖ / ‖ref‖, whichever axis comes first of that of targets and that of samples."""
+    exact = reference.astype(np.float64).reshape(-1)
+    scale = max(float(np.linalg.norm(exact)), least)
+    return float(np.linalg.norm(out.astype(np.float64).reshape(-1) - exact)) / (scale or 1.0)
 
 
-def _batch(session: Any, sample: NDArray[Any]) -> NDArray[Any]:
-    """The sample, as often as the model's fixed batch asks for."""
-    size = session.get_inputs()[0].shape[0]
-    return np.repeat(sample, size, axis=0) if isinstance(size, int) else sample
-
-
-def _changes(
-    proto: onnx.ModelProto,
-    explainer: onnx.ModelProto,
-    session: Any,
-    sample: NDArray[Any],
-    target: int,
-) -> dict[str, float]:
-    """How far each output of the model is from the explainer's, over its largest value."""
-    original, _ = open_session(proto, "cpu")
-    names = [y.name for y in original.get_outputs()]
-    batch = _batch(original, sample)
-    before = run(original, names, {original.get_inputs()[0].name: batch})
-    after = run(session, names, _feeds(explainer, batch, target))
-    return {name: _distant(a, b) for name, a, b in zip(names, after, before, strict=True)}
-
-
-def _distance(explainer: onnx.ModelProto, session: Any, sample: NDArray[Any], target: int) -> float:
-    """How far the relevance is from that of the same graph in float64."""
-    name = json.loads(metadata(explainer)[PREFIX + "names"])["relevance"]
-    feeds = _feeds(explainer, _batch(session, sample), target)
-    out = run(session, [name], feeds)[0].astype(np.float64)
-    reference = run_float64(explainer, feeds, [name])[name]
-    scale = float(np.linalg.norm(reference))
-    return float(np.linalg.norm(out - reference)) / (scale or 1.0)
-
-
-def _feeds(explainer: onnx.ModelProto, sample: NDArray[Any], target: int) -> dict[str, Any]:
-    names = json.loads(metadata(explainer)[PREFIX + "names"])
-    feeds: dict[str, Any] = {names["input"]: sample}
-    if "target" in names:
-        feeds[names["target"]] = np.full((len(sample), 1), target)
-    return feeds
-
-
-def _distant(out: NDArray[Any], reference: NDArray[Any]) -> float:
-    scale = float(np.abs(reference).max()) or 1.0
-    return float(np.abs(out.astype(np.float64) - reference).max()) / scale
+def _change(out: Any, reference: Any) -> float:
+    """The largest difference over the largest value; 1 where they are no numbers and differ."""
+    if not isinstance(reference, np.ndarray) or reference.dtype.kind not in "biuf":
+        return 0.0 if np.array_equal(out, reference) else 1.0
+    a, b = out.astype(np.float64), reference.astype(np.float64)
+    if a.shape != b.shape or np.array_equal(a, b, equal_nan=True):
+        return 0.0 if a.shape == b.shape else np.inf
+    scale = float(np.abs(b[np.isfinite(b)]).max(initial=0)) or 1.0
+    return float(np.abs(np.where(a == b, 0, a - b)).max()) / scale

@@ -13,10 +13,11 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
+from onnx_clrp.endpoints import channel_axis
 from onnx_clrp.errors import UsageError
 from onnx_clrp.image import Preprocessing
 from onnx_clrp.methods import METHODS, Method, Seeds, relevance_maps, scores_of
-from onnx_clrp.model import PREFIX, channel_axis, fingerprint, load
+from onnx_clrp.model import PREFIX, fingerprint, load, self_contained
 from onnx_clrp.program import InputRange, Program, Reading, read_program
 from onnx_clrp.redistribute import RULE_SETS, Composite
 from onnx_clrp.tape import Tape, Tensor
@@ -67,6 +68,10 @@ def convert(
         signed: leave out the final `max(0, ·)`.
         parts: add the two maps of a contrast, at the price of a second pass.
 
+    Returns:
+        The explainer, with all its weights inside. Only where a model that has external data is
+        too large for that, they stay in its files: write it with `onnx_clrp.save` then.
+
     Raises:
         ModelError: the model cannot be read or has a node without a rule.
         UsageError: an argument does not fit.
@@ -85,7 +90,7 @@ def convert(
     )
     how = {"method": method, "rules": rules, "signed": json.dumps(signed)}
     _describe(explainer, {**how, **_known(program), "source_sha256": fingerprint(proto)})
-    return explainer
+    return explainer if isinstance(model, onnx.ModelProto) else self_contained(explainer)
 
 
 def write(
@@ -110,9 +115,8 @@ def write(
         for name, r in maps.items()
     }
     outputs["relevance_target"] = targets
-    if program.logits.name not in {x.name for x in program.model.graph.outputs} or (
-        scores is not program.logits
-    ):
+    plain = scores is program.logits and program.logits.name not in program.model.reals.views
+    if not plain or program.logits.name not in {x.name for x in program.model.graph.outputs}:
         outputs["relevance_logits"] = scores
     finished = append(program.model.proto, t, outputs)
     if not targets.inputs:

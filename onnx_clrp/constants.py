@@ -19,7 +19,6 @@ CANNOT_RUN = (RuntimeError, ValueError, TypeError, NotImplementedError, IndexErr
 _RANDOM = frozenset(
     {
         "Bernoulli",
-        "Dropout",
         "Multinomial",
         "RandomNormal",
         "RandomNormalLike",
@@ -29,13 +28,17 @@ _RANDOM = frozenset(
 )
 """Operators that draw: a value of theirs is no constant."""
 
+_SHAPED_AS_INPUT = frozenset({"GroupNormalization"})
+"""Operators whose output's shape is not inferred although it is that of the input."""
+
 _LARGEST = 4096
 """Chains that lead to more elements than this are no axes or shapes, and stay as they are."""
 
 
 def run_node(node: onnx.NodeProto, values: Sequence[Value | None], opset: int) -> list[Value]:
     """The outputs of one node for these inputs, None for one that is left out."""
-    if node.op_type in _RANDOM:
+    training = node.op_type == "Dropout" and len(values) > 2 and values[2] is not None
+    if node.op_type in _RANDOM or (training and bool(values[2])):
         raise NotImplementedError(f"{node.op_type} has no value of its own")
     names = [x for x in node.input if x]
     graph = helper.make_graph(
@@ -59,10 +62,26 @@ def with_shapes(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """
     inferred = shape_inference.infer_shapes(model, data_prop=True)
     for _ in range(3):
-        if not _fold(inferred, opset):
+        changed = _fold(inferred, opset)
+        if not _complete(inferred) and not changed:
             break
         inferred = shape_inference.infer_shapes(inferred, data_prop=True)
     return inferred
+
+
+def _complete(model: onnx.ModelProto) -> bool:
+    """Add the shapes that the inference of ONNX leaves out; were there any?"""
+    graph = model.graph
+    known = {v.name: v for v in [*graph.input, *graph.value_info]}
+    added = False
+    for node in graph.node:
+        source = known.get(node.input[0]) if node.op_type in _SHAPED_AS_INPUT else None
+        if source is not None and node.output[0] not in known:
+            made = graph.value_info.add()
+            made.CopyFrom(source)
+            made.name = node.output[0]
+            added = True
+    return added
 
 
 def _fold(model: onnx.ModelProto, opset: int) -> bool:

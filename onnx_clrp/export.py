@@ -162,7 +162,7 @@ def _by_dynamo(net: nn.Module, side: int, file: Path) -> None:
         dynamic_shapes=({0: torch.export.Dim("batch")},),
         input_names=["image"],
         output_names=["logits"],
-        external_data=False,
+        external_data=True,  # or it refuses more than 2 GiB; `onnx.load` reads them back
         verbose=False,
     )
 
@@ -173,7 +173,7 @@ def _by_torchscript(net: nn.Module, side: int, file: Path) -> None:
     torch.onnx.export(
         net,
         (torch.zeros(1, 3, side, side),),
-        file,
+        str(file),  # above 2 GiB it takes no Path
         dynamo=False,
         dynamic_axes={"image": {0: "batch"}, "logits": {0: "batch"}},
         input_names=["image"],

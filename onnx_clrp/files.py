@@ -3,8 +3,8 @@
 import os
 import secrets
 import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from hashlib import blake2s
 from pathlib import Path
 from typing import BinaryIO
@@ -23,22 +23,57 @@ def write_whole(path: str | Path, data: bytes) -> None:
 @contextmanager
 def open_whole(path: str | Path) -> Iterator[BinaryIO]:
     """A binary file that becomes `path` when the block ends, and vanishes if it fails."""
-    target = Path(path)
+    with open_together(path) as (file,):
+        yield file
+
+
+@contextmanager
+def open_together(*paths: str | Path) -> Iterator[Sequence[BinaryIO]]:
+    """Binary files that become `paths` when the block ends: all of them or none.
+
+    They are put in place in the given order, so that the last may refer to the others.
+    """
+    targets = [Path(path) for path in paths]
     # Not tempfile's: its files are private to the owner, ours take the umask like any other.
-    temporary = target.parent / f".onnx-clrp-{secrets.token_hex(8)}.tmp"
+    temporaries = [t.parent / f".onnx-clrp-{secrets.token_hex(8)}.tmp" for t in targets]
     try:
-        _refuse_special(target)
+        for target in targets:
+            _refuse_special(target)
         try:
-            with open(temporary, "xb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())  # or a crash could leave the new name on an empty file
-            os.replace(temporary, target)
+            with ExitStack() as stack:
+                files = [stack.enter_context(open(temporary, "xb")) for temporary in temporaries]
+                yield files
+                for file in files:
+                    file.flush()
+                    os.fsync(file.fileno())  # or a crash could leave a new name on an empty file
+            _rename_all(temporaries, targets)
         finally:
-            temporary.unlink(missing_ok=True)
+            for temporary in temporaries:
+                temporary.unlink(missing_ok=True)
     except OSError as error:
         reason = error.strerror or " ".join(str(error).split())
-        raise ClrpError(f"cannot write {str(path)!r}: {reason}") from error
+        raise ClrpError(f"cannot write {str(paths[-1])!r}: {reason}") from error
+
+
+def _rename_all(temporaries: list[Path], targets: list[Path]) -> None:
+    """Rename files in order; if one cannot be, those before it become what they were."""
+    with ExitStack() as after, ExitStack() as undo:
+        for temporary, target in zip(temporaries[:-1], targets[:-1], strict=True):
+            kept = temporary.with_suffix(".old")
+            after.callback(kept.unlink, missing_ok=True)
+            with suppress(OSError, NotImplementedError):  # nothing is there, or it takes no links
+                os.link(target, kept, follow_symlinks=False)
+            os.replace(temporary, target)
+            undo.callback(_restore, kept, target)
+        os.replace(temporaries[-1], targets[-1])
+        undo.pop_all()
+
+
+def _restore(kept: Path, target: Path) -> None:
+    if os.path.lexists(kept):
+        os.replace(kept, target)
+    else:
+        target.unlink(missing_ok=True)
 
 
 def safe_name(text: str) -> str:

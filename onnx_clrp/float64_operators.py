@@ -10,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from onnx import TensorProto, helper
 from onnx.reference.op_run import OpRun
+from onnx.reference.ops.op_resize import Resize
 
 from onnx_clrp.float64_windows import Array, Ints, Window, box, each, halves
 
@@ -209,11 +210,15 @@ def _constant_of_shape(shape: Array, *, value: Array | None = None) -> Array:
 def _dequantize_linear(
     x: Array, scale: Array, zero: Array | None = None, *, axis: int = 1, **options: Any
 ) -> Array:
-    """`(x - zero) * scale`; the evaluator's own knows no opset below 19 and takes float32."""
+    """`(x - zero) * scale`, rounded as the runtime rounds it, so that equal numbers stay equal.
+
+    The evaluator's own knows no opset below 19.
+    """
     if options.get("block_size"):
         raise NotImplementedError("its scales are for blocks")
     zeros = np.zeros(1) if zero is None else zero.astype(np.float64)
-    return np.asarray((x - _along(zeros, x, axis)) * _along(scale, x, axis))
+    exact = (x - _along(zeros, x, axis)) * _along(scale, x, axis)
+    return np.asarray(exact).astype(np.float32).astype(np.float64)
 
 
 @_operator("Erf")
@@ -230,6 +235,13 @@ def _gelu(x: Array, *, approximate: str = "none") -> Array:
     else:
         squashed = _erf(x / math.sqrt(2))
     return np.asarray(x / 2 * (1 + squashed))
+
+
+@_operator("GatherElements")
+def _gather_elements(x: Array, indices: Array, *, axis: int = 0) -> Array:
+    """The evaluator's own takes no fewer rows than there are."""
+    shortened = tuple(slice(None if i == axis % x.ndim else n) for i, n in enumerate(indices.shape))
+    return np.take_along_axis(x[shortened], indices % x.shape[axis], axis)
 
 
 @_operator("GlobalMaxPool")
@@ -252,6 +264,13 @@ def _lrn(x: Array, *, size: int, alpha: float, beta: float, bias: float) -> Arra
     squares = np.pad(x * x, width)
     total = sum(squares[:, i : i + x.shape[1]] for i in range(size))
     return np.asarray(x / (bias + alpha / size * total) ** beta)
+
+
+@_operator("LpNormalization")
+def _lp_normalization(x: Array, *, axis: int = -1, p: int = 2) -> Array:
+    """The evaluator's own forgets that a norm is made of magnitudes."""
+    norm = np.linalg.norm(x, p, axis, keepdims=True)
+    return np.asarray(x / np.where(norm == 0, 1, norm))
 
 
 @_operator("Pad")
@@ -277,3 +296,29 @@ def _pad(
 def _relu(x: Array) -> Array:
     """The evaluator's own copies its result, and it runs on every weight there is."""
     return np.asarray(np.maximum(x, 0))
+
+
+class _Resize(Resize):
+    """The evaluator's own mixes axes up, scales what keeps its size, and takes parts of pixels."""
+
+    def _run(self, *inputs: Any, **how: Any) -> Any:
+        x, roi, scales, sizes = (*inputs, None, None, None)[:4]
+        if how.get("keep_aspect_ratio_policy") not in (None, "stretch"):
+            return super()._run(*inputs, **how)
+        axes = how.pop("axes", None)
+        along = [*range(x.ndim)] if axes is None else [*axes]
+        factors, size = np.ones(x.ndim), np.array(x.shape)
+        if sizes is None or not sizes.size:
+            factors[along] = scales
+            size = np.floor(size * factors).astype(np.int64)
+        else:
+            size[along] = sizes
+        if tuple(size) == x.shape:
+            return (x,)
+        corners = how.get("coordinate_transformation_mode") == "align_corners"
+        whole = corners or (sizes is not None and sizes.size > 0)
+        given = (None, size) if whole else (factors, None)
+        return super()._run(x, roi, *given, **how)
+
+
+OPERATORS.append(type("Resize", (_Resize,), {}))

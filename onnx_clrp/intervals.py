@@ -107,8 +107,10 @@ def compressed(lo: Array, hi: Array) -> Interval:
 class Kind(Enum):
     """How an operator carries intervals when it is simply run on both ends."""
 
-    MONOTONE = "elementwise, monotone either way in its one input that is no constant"
+    MONOTONE = "elementwise, monotone either way in each input while the others are held"
     RISING = "elementwise, rising in every input"
+    PRODUCT = "an elementwise product"
+    QUOTIENT = "an elementwise quotient"
     MOVEMENT = "moves or drops values without changing any"
     CHOICE = "averages or picks values: the output stays among the inputs"
     CAST = "the same values in another type"

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnx_clrp.errors import ModelError
-from onnx_clrp.normalise import Step
 from onnx_clrp.redistribute import (
     Composite,
     conserving,
@@ -18,6 +17,7 @@ from onnx_clrp.redistribute import (
     in_float64,
     negated,
 )
+from onnx_clrp.steps import Step
 from onnx_clrp.walk import Relevance, Watch, refuse_gaps, walk
 
 if TYPE_CHECKING:
@@ -207,8 +207,8 @@ def split_at_classifier(steps: Sequence[Step], logits: Tensor) -> tuple[list[Ste
     """
     readers: dict[str, list[int]] = {}
     for i, step in enumerate(steps):
-        for x in step.inputs:
-            readers.setdefault(x.name if x is not None else "", []).append(i)
+        for x in step.receivers:
+            readers.setdefault(x.name, []).append(i)
     head: set[int] = set()
     reaching = {logits.name}
     nested: list[Step] = []
@@ -222,7 +222,7 @@ def split_at_classifier(steps: Sequence[Step], logits: Tensor) -> tuple[list[Ste
         if steps[i].linear and i not in head:
             nested.append(steps[i])
         if not steps[i].linear:
-            reaching.update(x.name for x in steps[i].inputs if x is not None)
+            reaching.update(x.name for x in steps[i].receivers)
     if nested:
         raise ModelError(f"no contrast: {nested[0]} is a classifier layer and feeds another one")
     if not any(steps[i].linear for i in head):

@@ -1,45 +1,66 @@
-"""An ONNX model as it comes in and goes out: load, check, find the input and the logits, save."""
+"""An ONNX model as it comes in and goes out: load, check, save."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from textwrap import shorten
+from typing import BinaryIO
 
 import onnx
-import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError
-from onnx import checker
+from google.protobuf.message import DecodeError, EncodeError
+from onnx import TensorProto, checker
 
 from onnx_clrp.errors import ModelError, UsageError
-from onnx_clrp.files import write_whole
+from onnx_clrp.external import (
+    Reference,
+    embedded,
+    is_external,
+    pointing,
+    reference,
+    references,
+    refuse_unchecked,
+    resolve,
+    seen_from,
+    size,
+    unmarked,
+    with_initializers,
+)
+from onnx_clrp.files import open_together, write_whole
 
 PREFIX = "onnx_clrp."
 """Keys of `metadata_props` that begin so are ours."""
 
-ENDS = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "ArgMax"})
-"""Operators that turn logits into an answer; relevance starts in front of them."""
-
-_SHAPE_ONLY = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast"})
 _LARGEST_FILE = 2**31 - 1
+_FITS = _LARGEST_FILE - 2**26
+"""Weights of so many bytes fit into one file, with room for the nodes."""
+
+_LONG_NAME = "ai.onnx"
+
+_WORTH = 2**10
+"""Weights of fewer bytes stay in the model where others go into a file of their own."""
+
+_LARGE, _PAGE, _WORD = 2**20, 2**16, 2**6
+"""Where weights begin in such a file: large ones so that every system can map them."""
 
 
 def load(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> onnx.ModelProto:
     """Read a model from a path, from bytes, or take one that is loaded already.
 
-    External data is read from the folder of the file. A `ModelProto` is not changed by anything
-    that this package does with it.
+    External data stays where it is, in the folder of the file; that it is all there is checked. A
+    `ModelProto` is not changed by anything that this package does with it.
 
     Raises:
-        ModelError: the file is missing, truncated, not ONNX, or not a valid graph.
+        ModelError: the file is missing, truncated, not ONNX, or not a valid graph; its external
+            data is not complete, or lies outside of its folder.
     """
-    if isinstance(source, onnx.ModelProto):
-        model, name = source, "the model"
-    elif isinstance(source, bytes):
-        model, name = _parse(source, "the model"), "the model"
+    if isinstance(source, onnx.ModelProto | bytes):
+        name = "the model"
+        model = _parse(source, name) if isinstance(source, bytes) else source
+        refuse_unchecked(model)
     else:
         name = os.fspath(source)
         model = _read(Path(source))
@@ -49,14 +70,18 @@ def load(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> onnx.Model
 
 def _read(path: Path) -> onnx.ModelProto:
     try:
-        model = _parse(path.read_bytes(), str(path))
-        onnx.load_external_data_for_model(model, str(path.parent))
+        with open(path, "rb") as file:
+            # A pipe or a device has no size, and may have no end either.
+            known = os.fstat(file.fileno()).st_size > _LARGEST_FILE
+            data = b"" if known else file.read(_LARGEST_FILE + 1)
+        if known or len(data) > _LARGEST_FILE:
+            raise ModelError(f"{path}: not an ONNX model, which takes 2 GiB at most")
+        model = _parse(data, str(path))
+        resolve(model, path)
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror or error}") from error
-    except (checker.ValidationError, ValueError) as error:
-        raise ModelError(
-            f"{path}: its external data cannot be read: {first_line(error)}"
-        ) from error
+    except ModelError as error:
+        raise ModelError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
     return model
 
 
@@ -71,23 +96,27 @@ def _parse(data: bytes, name: str) -> onnx.ModelProto:
 def _check(model: onnx.ModelProto, name: str) -> None:
     if not model.graph.node:
         raise ModelError(f"{name}: not an ONNX model, or one without a single node")
+    if model.graph.sparse_initializer:
+        raise ModelError(f"{name}: its weights are sparse: make them dense before")
     for tensor in model.graph.initializer:
         _check_size(tensor, name)
+    bare, _ = skeleton(model)
+    if not all(y.type.tensor_type.HasField("shape") for y in bare.graph.output):
+        bare = onnx.shape_inference.infer_shapes(bare)  # which only the checker insists on
     try:
-        checker.check_model(skeleton(model)[0])
+        checker.check_model(bare)
     except checker.ValidationError as error:
         raise ModelError(f"{name}: not a valid ONNX model: {first_line(error)}") from error
 
 
-def _check_size(tensor: onnx.TensorProto, name: str) -> None:
+def _check_size(tensor: TensorProto, name: str) -> None:
     if not tensor.HasField("raw_data"):
         return
     try:
-        item = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
-    except KeyError as error:
-        raise ModelError(f"{name}: the weights {tensor.name!r} have an unknown type") from error
-    # 4-bit types pack two values into a byte; their exact size is the runtime's to check.
-    if item > 1 and len(tensor.raw_data) != math.prod(tensor.dims) * item:
+        complete = len(tensor.raw_data) == size(tensor)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error}") from error
+    if not complete:
         raise ModelError(f"{name}: the weights {tensor.name!r} are incomplete; is it truncated?")
 
 
@@ -113,7 +142,7 @@ def skeleton(
         input=model.graph.input,
         output=model.graph.output,
         value_info=model.graph.value_info,
-        initializer=[t for t in model.graph.initializer if t.name not in weights],
+        initializer=[embedded(t) for t in model.graph.initializer if t.name not in weights],
     )
     graph.input.extend(
         onnx.helper.make_tensor_value_info(t.name, t.data_type, list(t.dims))
@@ -126,91 +155,157 @@ def skeleton(
         functions=model.functions,
         graph=graph,
     )
+    if any(o.domain == _LONG_NAME for o in bare.opset_import):
+        _shorten_domains(bare)
     return bare, weights
 
 
+def _shorten_domains(model: onnx.ModelProto) -> None:
+    """ONNX's own domain has two names; the checker knows the short one, which is none."""
+    imports = {o.domain: o for o in model.opset_import}
+    if "" in imports:
+        model.opset_import.remove(imports[_LONG_NAME])
+    else:
+        imports[_LONG_NAME].domain = ""
+    waiting = [*model.graph.node]
+    while waiting:
+        node = waiting.pop()
+        node.domain = "" if node.domain == _LONG_NAME else node.domain
+        waiting.extend(inner for a in node.attribute for inner in a.g.node)
+
+
+def self_contained(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with all its weights inside, if it stays below the 2 GiB of a protobuf."""
+    if any(map(is_external, model.graph.initializer)) and fits(model):
+        for tensor in model.graph.initializer:
+            if is_external(tensor):
+                tensor.CopyFrom(embedded(tensor))
+    return model
+
+
+def fits(model: onnx.ModelProto) -> bool:
+    """Would one file hold the model with all its weights?"""
+    return _fit(model.graph.initializer)
+
+
+def _fit(tensors: Iterable[TensorProto]) -> bool:
+    return sum(map(_bytes, tensors)) <= _FITS
+
+
+def _bytes(tensor: TensorProto) -> int:
+    """How many bytes the values take."""
+    counted = is_external(tensor) or tensor.HasField("raw_data")
+    return size(tensor) if counted else int(tensor.ByteSize())
+
+
+def serialised(message: onnx.ModelProto | TensorProto) -> bytes:
+    """The bytes of a file that holds the model, or of a tensor.
+
+    Raises:
+        ModelError: it would be larger than 2 GiB.
+    """
+    try:
+        data: bytes = message.SerializeToString(deterministic=True)
+    except (EncodeError, ValueError) as error:
+        raise ModelError("the model without its weights does not fit into 2 GiB") from error
+    return data
+
+
 def save(model: onnx.ModelProto, path: str | os.PathLike[str]) -> None:
-    """Write the model as one self-contained file, whole or not at all."""
-    if model.ByteSize() > _LARGEST_FILE:
-        raise ModelError(f"{os.fspath(path)}: models above 2 GiB do not fit into one file")
-    write_whole(os.fspath(path), model.SerializeToString())
+    """Write a model, whole or not at all.
+
+    It becomes one file. Weights that lie in files beside the model stay there if `path` is in their
+    folder, or above it. Else, and where they are more than one file can hold, they are written to a
+    second file beside the first, which is called like it with `.data` behind.
+
+    Raises:
+        ClrpError: it cannot be written.
+        UsageError: it would replace weights of the model itself.
+    """
+    target, data = Path(path), Path(f"{os.fspath(path)}.data")
+    files = {found.file for found in references(model)}
+    inline = _fit(t for t in model.graph.initializer if not is_external(t))
+    if (inline and not files) or "\0" in str(target):  # the latter is for `write_whole` to say
+        write_whole(target, serialised(model))
+        return
+    folder = target.parent.resolve()
+    beside = inline and all(file.is_relative_to(folder) for file in files)
+    replaced = [
+        file for file in ([target] if beside else [target, data]) if file.resolve() in files
+    ]
+    if replaced:
+        raise UsageError(f"{replaced[0]} holds weights of the model itself: name another file")
+    if beside:
+        write_whole(target, serialised(seen_from(model, folder)))
+    else:
+        _save_in_two(model, data, target)
+
+
+class _DataFile:
+    """Weights that go into a file beside the model, and where in it they will lie.
+
+    Args:
+        name: of the file.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._end = 0
+        self._places: dict[Reference | str, tuple[int, TensorProto]] = {}
+
+    def take(self, tensor: TensorProto) -> TensorProto:
+        """The tensor with its values in this file, or as it is if it is not worth it.
+
+        Weights that several tensors refer to are stored once.
+        """
+        if not is_external(tensor) and not (tensor.HasField("raw_data") and size(tensor) >= _WORTH):
+            return tensor
+        key = reference(tensor) if is_external(tensor) else tensor.name
+        if key not in self._places:
+            aligned = _PAGE if size(tensor) >= _LARGE else _WORD
+            offset = -(-self._end // aligned) * aligned
+            self._places[key] = (offset, tensor)
+            self._end = offset + size(tensor)
+        return pointing(tensor, self.name, self._places[key][0])
+
+    def write(self, file: BinaryIO) -> None:
+        """Write them, each at its place."""
+        for offset, tensor in self._places.values():
+            file.seek(offset)
+            external = is_external(tensor)
+            file.writelines(reference(tensor).pieces() if external else [tensor.raw_data])
+
+
+def _save_in_two(model: onnx.ModelProto, data: Path, target: Path) -> None:
+    weights = _DataFile(data.name)
+    graph = with_initializers(model, map(weights.take, model.graph.initializer))
+    with open_together(data, target) as (data_file, model_file):
+        weights.write(data_file)
+        model_file.write(serialised(graph))
 
 
 def fingerprint(model: onnx.ModelProto) -> str:
-    """SHA-256 of the model as it came, in hexadecimal."""
-    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
+    """SHA-256 of the model as it came, in hexadecimal.
+
+    That is the SHA-256 of its file, if that was written as protobuf writes it. Where weights lie in
+    other files, what is referred to follows, each place once.
+    """
+    digest, found = hashlib.sha256(), references(model)
+    initializers = map(unmarked, model.graph.initializer)
+    if not _fit(t for t in model.graph.initializer if not is_external(t)):
+        digest.update(serialised(with_initializers(model, [])))
+        for tensor in initializers:
+            digest.update(serialised(tensor))
+    elif found:
+        digest.update(serialised(with_initializers(model, initializers)))
+    else:
+        digest.update(serialised(model))
+    for place in found:
+        for piece in place.pieces():
+            digest.update(piece)
+    return digest.hexdigest()
 
 
 def metadata(model: onnx.ModelProto) -> dict[str, str]:
     """The model's own `metadata_props` as a dictionary."""
     return {entry.key: entry.value for entry in model.metadata_props}
-
-
-def find_input(graph: gs.Graph, name: str | None = None) -> gs.Variable:
-    """The input to explain: the one that is named, the only one, or the only picture.
-
-    Raises:
-        UsageError: there is no such input, or several and none was named.
-    """
-    inputs = {x.name: x for x in graph.inputs}
-    if name is not None:
-        if name not in inputs:
-            raise UsageError(f"no input is called {name!r}; the model has {_names(inputs)}")
-        return inputs[name]
-    pictures = [x for x in graph.inputs if x.shape is not None and len(x.shape) == 4]
-    if not inputs:
-        raise ModelError("the model has no input")
-    candidates = list(graph.inputs) if len(graph.inputs) == 1 else pictures
-    if len(candidates) != 1:
-        raise UsageError(f"say which input to explain with --input: {_names(inputs)}")
-    return candidates[0]
-
-
-def find_logits(graph: gs.Graph, name: str | None = None) -> gs.Variable:
-    """The tensor of class scores: the one that is named, or what the output is made from.
-
-    A Softmax, LogSoftmax, Sigmoid or ArgMax at the very end is skipped, since "the logit before
-    softmax is taken" (paper, section 3).
-
-    Raises:
-        UsageError: there is no such tensor, or the outputs lead to different ones.
-    """
-    if name is not None:
-        tensors = graph.tensors()
-        if name not in tensors or not tensors[name].inputs:
-            raise UsageError(f"no node writes a tensor called {name!r}")
-        return tensors[name]
-    if not graph.outputs:
-        raise ModelError("the model has no output")
-    found = {x.name: x for x in map(before_the_end, graph.outputs)}
-    if len(found) > 1:
-        raise UsageError(f"several outputs; say which holds the logits: --logits {_names(found)}")
-    return next(iter(found.values()))
-
-
-def before_the_end(tensor: gs.Variable) -> gs.Variable:
-    """The tensor in front of a final Softmax and the like, or the tensor itself."""
-    found = tensor
-    for node in _spine(tensor):
-        if node.op in ENDS:
-            found = node.inputs[0]
-    return found
-
-
-def _spine(tensor: gs.Variable) -> Iterator[gs.Node]:
-    """The nodes at the end that only normalise or reshape, last first."""
-    while tensor.inputs and tensor.inputs[0].op in ENDS | _SHAPE_ONLY:
-        yield tensor.inputs[0]
-        tensor = tensor.inputs[0].inputs[0]
-
-
-def _names(tensors: dict[str, gs.Variable]) -> str:
-    return ", ".join(repr(name) for name in tensors)
-
-
-def channel_axis(source: gs.Variable) -> int:
-    """The axis of the channels of an input: 1, or the last one of a picture `[N, H, W, C]`."""
-    shape = source.shape
-    if shape is None or len(shape) != 4 or shape[1] in (1, 3, 4):
-        return 1
-    return 3 if shape[3] in (1, 3, 4) else 1

@@ -7,12 +7,16 @@ from dataclasses import dataclass
 
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import inliner, shape_inference, version_converter
+from onnx import shape_inference
 from onnx_graphsurgeon.logger.logger import G_LOGGER
 
 from onnx_clrp.constants import with_shapes
 from onnx_clrp.errors import ModelError
+from onnx_clrp.external import array_of
 from onnx_clrp.model import skeleton
+from onnx_clrp.reals import PLAIN, Reals
+from onnx_clrp.upgrade import inlined, leave_open, opset_of, upgraded
+from onnx_clrp.widen import over_reals
 
 OPSET = 18
 """Older models are brought up to it; the nodes that are added are written for it and later ones."""
@@ -26,13 +30,15 @@ class Model:
 
     Attributes:
         proto: the whole model, which the explainer's nodes are appended to.
-        graph: its graph without the weights, to walk on.
+        graph: its graph over the real numbers, without the weights, to walk on.
         weights: the initializers that the graph does without, by name.
+        reals: how tensors of the proto stand for the numbers that the graph is about.
     """
 
     proto: onnx.ModelProto
     graph: gs.Graph
     weights: Mapping[str, onnx.TensorProto]
+    reals: Reals = PLAIN
 
     def names(self) -> set[str]:
         """All names that are taken, of tensors and of nodes."""
@@ -50,27 +56,27 @@ def modernise(model: onnx.ModelProto) -> Model:
         ModelError: the converter or the shape inference of ONNX cannot take the model.
     """
     bare, weights = skeleton(model)
+    leave_open(bare)
     try:
         if bare.functions:
-            bare = inliner.inline_local_functions(bare)
+            bare = inlined(bare)
         if _opset(bare) < OPSET:
-            bare = version_converter.convert_version(bare, OPSET)
-        known = with_shapes(bare, _opset(bare))
+            bare = upgraded(bare, OPSET)
+        copy, reals = over_reals(bare, weights, array_of)
+        known = with_shapes(copy, _opset(bare))
     except (RuntimeError, ValueError, shape_inference.InferenceError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(f"the model cannot be brought to opset {OPSET}: {reason}") from error
     with G_LOGGER.suppress():  # it prints to standard output, where JSON may be wanted
         graph = gs.import_onnx(known)
-    _keep_real_inputs(graph, {*weights, *(t.name for t in model.graph.initializer)})
-    return Model(_whole(model, bare, weights), graph, weights)
+    whole = _whole(model, bare, weights)
+    inputs = {value.name for value in whole.graph.input}
+    graph.inputs = [x for x in graph.inputs if x.name in inputs]
+    return Model(whole, graph, weights, reals)
 
 
 def _opset(model: onnx.ModelProto) -> int:
-    return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), 1)
-
-
-def _keep_real_inputs(graph: gs.Graph, initializers: set[str]) -> None:
-    graph.inputs = [x for x in graph.inputs if x.name not in initializers]
+    return opset_of(model) or 1
 
 
 def _whole(

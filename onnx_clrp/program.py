@@ -11,13 +11,16 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from onnx_clrp.endpoints import channel_axis, find_input, find_logits
 from onnx_clrp.errors import ModelError, UsageError
 from onnx_clrp.facts import Facts
 from onnx_clrp.image import CHANNELS, Preprocessing
 from onnx_clrp.intervals import Interval, between, per_channel
-from onnx_clrp.model import PREFIX, channel_axis, find_input, find_logits, metadata
+from onnx_clrp.model import PREFIX, metadata
 from onnx_clrp.modernise import Model, modernise
-from onnx_clrp.normalise import Step, normalised_steps
+from onnx_clrp.normalise import normalised_steps
+from onnx_clrp.probabilities import doubted
+from onnx_clrp.steps import Step
 
 InputRange = tuple[float | Sequence[float], float | Sequence[float]]
 """`(low, high)`, each a number or one number per channel, in the units of the model's input."""
@@ -49,7 +52,7 @@ class Program:
     Attributes:
         model: the model in modern form.
         input: the input that is explained.
-        logits: the tensor of class scores, `[N, C]` or `[N, C, 1, …]`.
+        logits: the tensor of class scores, `[N, C]`, with further axes of size 1, or `[N]`.
         classes: C.
         facts: what is known of each tensor.
         steps: the nodes from input to logits, in the order in which they run.
@@ -87,23 +90,24 @@ def read_program(
         raise UsageError("the model is an explainer already: give the model that it was made from")
     model = modernise(proto)
     source = find_input(model.graph, input)
-    if isinstance(source.dtype, int):  # ONNX's number of a type that NumPy does not have
-        kind = onnx.TensorProto.DataType.Name(source.dtype).lower()
-        raise ModelError(f"the input {source.name!r} is {kind}: put a Cast from float in front")
-    scores = find_logits(model.graph, logits)
+    _refuse_bfloat16(model.proto, source.name)
+    if len(source.shape or ()) < 2:
+        raise ModelError(f"the input {source.name!r} has no axis beside the batch's")
     notes: list[str] = []
     if isinstance(preprocessing, str):
         preprocessing = Preprocessing.preset(preprocessing)
     prepared = preprocessing or chosen_preprocessing(proto) or _assumed(source, input_range, notes)
     prepared = None if prepared is None else bound(prepared, source)
     interval = _range(source, input_range, prepared)
-    facts = Facts(model.graph, model.weights, {source.name: interval})
-    if len(source.shape or ()) < 2:
-        raise ModelError(f"the input {source.name!r} has no axis beside the batch's")
+    facts = Facts(model.graph, model.weights, {source.name: interval}, model.reals)
+    scores, remarks = find_logits(model.graph, facts, logits)
+    notes += remarks
     if not facts.carries(scores):
         raise ModelError(f"the logits {scores.name!r} do not depend on the input {source.name!r}")
     classes = _classes(facts, scores)
+    _refuse_other_batch(facts, source, scores)
     made = normalised_steps(model.graph, facts, [scores])
+    made = doubted(made, {scores.name}, facts)
     notes += _lost_bounds(made, facts, interval)
     return Program(
         model=model,
@@ -116,6 +120,12 @@ def read_program(
         labels=_labels(proto, classes, notes),
         notes=notes,
     )
+
+
+def _refuse_bfloat16(proto: onnx.ModelProto, name: str) -> None:
+    kinds = {x.name: x.type.tensor_type.elem_type for x in proto.graph.input}
+    if kinds[name] == onnx.TensorProto.BFLOAT16:  # a type that NumPy does not have
+        raise ModelError(f"the input {name!r} is bfloat16: put a Cast from float in front")
 
 
 def chosen_preprocessing(
@@ -218,13 +228,24 @@ def _channels(source: gs.Variable) -> int | None:
 
 def _classes(facts: Facts, logits: gs.Variable) -> int:
     shape = facts.shape(logits)
-    if shape is None or len(shape) < 2 or shape[1] is None:
+    if shape is None or not shape or None in shape[1:]:
         raise ModelError(f"the logits {logits.name!r} must be [N, C] with C known, not {shape}")
-    if any(d != 1 for d in shape[2:]):
+    sizes = [d for d in shape[1:] if d is not None and d != 1]
+    if len(sizes) > 1:
         raise ModelError(
             f"the logits {logits.name!r} have more than one position per class: {list(shape)}"
         )
-    return shape[1]
+    return sizes[0] if sizes else 1
+
+
+def _refuse_other_batch(facts: Facts, source: gs.Variable, logits: gs.Variable) -> None:
+    """The first axis of the input is taken for the batch; so must be that of the logits."""
+    samples, rows = ((facts.shape(x) or (None,))[0] for x in (source, logits))
+    if samples is not None and rows is not None and samples != rows:
+        raise ModelError(
+            f"the input {source.name!r} has no batch axis in front: for {samples} samples there"
+            f" are {rows} rows of logits; put an axis in front of the model's input"
+        )
 
 
 def _labels(proto: onnx.ModelProto, classes: int, notes: list[str]) -> list[str] | None:

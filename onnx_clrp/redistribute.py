@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from onnx_clrp.tape import Operand, Tape, Tensor
 
 
+SUM_OF_ZERO = "a sum that is 0 has no shares"
+"""Why a sum or a mean absorbs relevance."""
+
+
 @dataclass(frozen=True)
 class LinearMap:
     """`y = W x`, without its bias.
@@ -128,17 +132,17 @@ def by_contribution(t: Tape, f: LinearMap, r: Tensor) -> Tensor:
     Where y > 0, R = x⁺ ⊙ Wᵀ(R / Wx⁺); where y < 0, the same with x⁻; where y = 0, nothing.
     """
     if t.nonnegative(f.x):
-        return t.Mul(f.x, f.transpose(t.safe_div(r, f.forward(f.x, f.weight)), f.weight))
+        s = t.safe_div(r, f.forward(f.x, f.weight), SUM_OF_ZERO)
+        return t.Mul(f.x, f.transpose(s, f.weight))
 
-    t.absorb(t.Mul(r, t.number(t.Equal(f.y, 0.0))))
+    y = t.result(f.y, lambda: f.forward(f.x, f.weight))
+    t.absorb(t.Mul(r, t.number(t.Equal(y, 0.0))), SUM_OF_ZERO)
 
     def share(x: Tensor, chosen: Tensor) -> Tensor:
-        s = t.safe_div(t.Mul(r, t.number(chosen)), f.forward(x, f.weight))
+        s = t.safe_div(t.Mul(r, t.number(chosen)), f.forward(x, f.weight), SUM_OF_ZERO)
         return t.Mul(x, f.transpose(s, f.weight))
 
-    return t.Add(
-        share(t.Relu(f.x), t.Greater(f.y, 0.0)), share(t.Relu(t.Neg(f.x)), t.Less(f.y, 0.0))
-    )
+    return t.Add(share(t.Relu(f.x), t.Greater(y, 0.0)), share(t.Relu(t.Neg(f.x)), t.Less(y, 0.0)))
 
 
 def evenly(t: Tape, f: LinearMap, r: Tensor) -> Tensor:

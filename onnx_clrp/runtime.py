@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Unpack
 
@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from onnx_clrp.compiler import Options, convert, parse_target
 from onnx_clrp.errors import ModelError, UsageError
 from onnx_clrp.image import Preprocessing
+from onnx_clrp.inputs import as_array, fed, filled, numpy_type, rows_of_samples, with_piece
 from onnx_clrp.model import PREFIX, load, metadata
 from onnx_clrp.sessions import open_session, run
 
@@ -26,16 +27,6 @@ _SLACK = 1e-3
 
 _PIECE = 8
 """Samples that run at once where the model leaves the batch open."""
-
-_NUMPY = {
-    f"tensor({onnx_name})": numpy_name
-    for onnx_name, numpy_name in {
-        "float": "float32",
-        "float16": "float16",
-        "double": "float64",
-        **{f"{u}int{bits}": f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)},
-    }.items()
-}
 
 
 @dataclass(frozen=True)
@@ -120,15 +111,17 @@ class Explainer:
         self._names: dict[str, str] = json.loads(known["names"])
         self._range = Range.from_json(known["input_range"])
         self._source = next(i for i in self._session.get_inputs() if i.name == self._names["input"])
-        self._others = [
-            i.name
-            for i in self._session.get_inputs()
-            if i.name not in (self._names["input"], self._names.get("target"))
-        ]
+        ours = (self._names["input"], self._names.get("target"))
+        self._others = {i.name: i for i in self._session.get_inputs() if i.name not in ours}
         stored = known.get("preprocessing")
         self.preprocessing = Preprocessing.from_json(stored) if stored else None
 
-    def explain(self, batch: ArrayLike, target: ArrayLike | None = None) -> Result:
+    def explain(
+        self,
+        batch: ArrayLike,
+        target: ArrayLike | None = None,
+        feeds: Mapping[str, ArrayLike] | None = None,
+    ) -> Result:
         """Explain the scores of some classes for a batch of inputs.
 
         Args:
@@ -136,37 +129,37 @@ class Explainer:
             target: None for the top class of each sample; a class; a list of k classes for every
                 sample; a 1-D array of one class per sample; an array `[N, k]`. Always None where
                 the targets were compiled in.
+            feeds: values of the model's other inputs, by name; an array with a row for each
+                sample goes with the samples where these run in pieces, any other goes whole.
 
         Raises:
-            UsageError: the batch has not the form or the range of the model's input, or a target
-                is out of range.
+            UsageError: the batch has not the form or the range of the model's input, a target is
+                out of range, or a feed is missing or of no use.
         """
         samples = self._samples(batch)
-        wanted = self._wanted(samples, target)
+        others = self._fed(samples, feeds)
+        wanted = self._wanted(samples, target, others)
+        by_row = rows_of_samples(self._others, others, self._source, len(samples))
         outputs: dict[str, list[NDArray[Any]]] = {}
         for start, piece in self._pieces(samples):
-            feeds = {self._source.name: piece}
+            given = {self._source.name: piece, **with_piece(others, by_row, start, piece)}
             if wanted is not None:
-                feeds[self._names["target"]] = _filled(wanted[start : start + len(piece)], piece)
-            for name, values in self._run(feeds).items():
+                given[self._names["target"]] = filled(wanted[start : start + len(piece)], piece)
+            for name, values in self._run(given).items():
                 outputs.setdefault(name, []).append(values)
         joined = {name: np.concatenate(parts)[: len(samples)] for name, parts in outputs.items()}
         return self._result(joined)
 
-    def logits(self, batch: ArrayLike) -> Floats:
+    def logits(self, batch: ArrayLike, feeds: Mapping[str, ArrayLike] | None = None) -> Floats:
         """The model's class scores alone, `[N, C]`, without the cost of an explanation."""
         samples = self._samples(batch)
-        scores = [
-            self._run({self._source.name: piece, **self._nobody(piece)}, ["logits"])["logits"]
-            for _, piece in self._pieces(samples)
-        ]
-        return np.concatenate(scores)[: len(samples)]
+        return self._scores(samples, self._fed(samples, feeds))
 
     @property
     def input_form(self) -> tuple[list[int], str]:
         """The shape of a single sample, 64 for a side that the model leaves open, and its type."""
         sizes = [d if isinstance(d, int) else 64 for d in self._source.shape[1:]]
-        return [1, *sizes], _NUMPY[self._source.type]
+        return [1, *sizes], numpy_type(self._source).name
 
     @property
     def input_bounds(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -174,11 +167,23 @@ class Explainer:
         shape = [-1 if i == self._range.axis else 1 for i in range(len(self._source.shape))]
         return np.array(self._range.low).reshape(shape), np.array(self._range.high).reshape(shape)
 
+    def _scores(self, samples: NDArray[Any], others: Mapping[str, NDArray[Any]]) -> Floats:
+        by_row = rows_of_samples(self._others, others, self._source, len(samples))
+        scores = []
+        for start, piece in self._pieces(samples):
+            given = {self._source.name: piece, **with_piece(others, by_row, start, piece)}
+            scores.append(self._run({**given, **self._nobody(piece)}, ["logits"])["logits"])
+        return np.concatenate(scores)[: len(samples)]
+
+    def _fed(
+        self, samples: NDArray[Any], feeds: Mapping[str, ArrayLike] | None
+    ) -> dict[str, NDArray[Any]]:
+        together = self._source.shape[0]
+        return fed(self._others, feeds or {}, {together: len(samples)})
+
     def _samples(self, batch: ArrayLike) -> NDArray[Any]:
-        if self._others:
-            raise UsageError(f"the model also needs {', '.join(self._others)}: one input only yet")
-        samples = _array(batch, "the batch")
-        dtype = np.dtype(_NUMPY[self._source.type])
+        samples = as_array(batch, "the batch")
+        dtype = numpy_type(self._source)
         if not np.can_cast(samples.dtype, dtype, "same_kind"):
             raise UsageError(f"the model takes {dtype}, the batch is {samples.dtype}")
         wanted = [d if isinstance(d, int) else None for d in self._source.shape]
@@ -200,14 +205,19 @@ class Explainer:
             missing = size - len(piece) if isinstance(fixed, int) else 0
             yield start, np.concatenate([piece, *[piece[-1:]] * missing])
 
-    def _wanted(self, samples: NDArray[Any], target: ArrayLike | None) -> Integers | None:
+    def _wanted(
+        self,
+        samples: NDArray[Any],
+        target: ArrayLike | None,
+        others: Mapping[str, NDArray[Any]],
+    ) -> Integers | None:
         """The targets `[N, k]`; None where they are compiled in."""
         if "target" not in self._names:
             if target is not None:
                 raise UsageError("the targets of this explainer were compiled in")
             return None
         if target is None:
-            best: Integers = self.logits(samples).argmax(axis=1)[:, None]
+            best: Integers = self._scores(samples, others).argmax(axis=1)[:, None]
             return best
         asked = _per_sample(target, len(samples))
         parse_target([int(c) for c in asked.reshape(-1)], self.classes)
@@ -224,7 +234,14 @@ class Explainer:
     ) -> dict[str, NDArray[Any]]:
         names = wanted or [n for n in self._names if n not in ("input", "target")]
         values = run(self._session, [self._names[n] for n in names], feeds)
-        return dict(zip(names, values, strict=True))
+        found = dict(zip(names, values, strict=True))
+        samples = len(feeds[self._source.name])
+        if len(found["logits"]) != samples:
+            raise ModelError(
+                f"for {samples} samples the model gives {len(found['logits'])} rows of logits:"
+                f" the first axis of {self._source.name!r} is no batch axis"
+            )
+        return found
 
     def _result(self, outputs: dict[str, NDArray[Any]]) -> Result:
         logits, target = outputs["logits"], outputs["relevance_target"]
@@ -279,7 +296,7 @@ def _span(low: NDArray[Any], high: NDArray[Any]) -> str:
 
 def _per_sample(target: ArrayLike, n: int) -> Integers:
     """The targets as `[N, k]`."""
-    given = _array(target, "targets")
+    given = as_array(target, "targets")
     if given.dtype.kind not in "iu":
         raise UsageError(f"targets are class numbers, not {target!r}")
     if given.ndim == 0 or (given.ndim == 1 and not isinstance(target, np.ndarray)):
@@ -287,15 +304,3 @@ def _per_sample(target: ArrayLike, n: int) -> Integers:
     if given.ndim > 2 or len(given) != n:
         raise UsageError(f"targets of the shape {list(given.shape)} do not fit {n} samples")
     return given.reshape(n, -1).astype(np.int64)
-
-
-def _array(values: ArrayLike, what: str) -> NDArray[Any]:
-    try:
-        return np.asarray(values)
-    except ValueError as error:  # ragged
-        raise UsageError(f"{what} are no array: {error}") from error
-
-
-def _filled(target: Integers, piece: NDArray[Any]) -> Integers:
-    """Targets for the samples that a piece was filled up with."""
-    return np.concatenate([target, *[target[-1:]] * (len(piece) - len(target))])

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import onnx
 from numpy.typing import NDArray
 
-from onnx_clrp.errors import ClrpError, DeviceError, ModelError
-from onnx_clrp.model import first_line
+from onnx_clrp.errors import ClrpError, DeviceError, ModelError, UsageError
+from onnx_clrp.external import references, seen_from
+from onnx_clrp.model import first_line, fits, save, serialised
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 _CUDA = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
 """TF32 moves relevance by 2e-3, more than the whole contrast of some networks."""
+
+_FOLDER = "session.model_external_initializers_file_folder_path"
+_KNOWS_FOLDERS = (1, 21)
+"""The version of ONNX Runtime from which it knows that entry."""
+
+
+_libraries: list[str] = []
+"""Libraries of operators that sessions are to know."""
 
 
 def onnxruntime() -> Any:
@@ -30,6 +42,23 @@ def onnxruntime() -> Any:
             'ONNX Runtime is missing: pip install "onnx-clrp[cpu]", or "onnx-clrp[gpu]" for CUDA'
         ) from error
     return onnxruntime
+
+
+def custom_operators(library: str | os.PathLike[str]) -> None:
+    """Load a library of operators of your own into every session from now on.
+
+    Args:
+        library: the path of a library built against ONNX Runtime's custom operator API. It is
+            native code, and runs with all rights of the process.
+
+    Raises:
+        UsageError: there is no such file.
+    """
+    path = os.path.abspath(library)
+    if not os.path.isfile(path):
+        raise UsageError(f"{os.fspath(library)}: no library of operators of that name")
+    if path not in _libraries:
+        _libraries.append(path)
 
 
 def open_session(model: onnx.ModelProto, device: str = "auto") -> tuple[Any, str]:
@@ -52,15 +81,52 @@ def open_session(model: onnx.ModelProto, device: str = "auto") -> tuple[Any, str
         ort.preload_dlls()
     providers = [(_PROVIDERS["cuda"], _CUDA)] if wants_cuda else []
     try:
-        session = ort.InferenceSession(
-            model.SerializeToString(), options, providers=[*providers, _PROVIDERS["cpu"]]
-        )
+        for library in _libraries:
+            options.register_custom_ops_library(library)
+        session = _load(ort, model, options, [*providers, _PROVIDERS["cpu"]])
+    except ClrpError:
+        raise
     except Exception as error:  # the runtime's own exceptions share no base class
         raise ModelError(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
     got = "cuda" if session.get_providers()[0] == _PROVIDERS["cuda"] else "cpu"
     if device == "cuda" and got != "cuda":
         raise DeviceError("ONNX Runtime could not use CUDA: is there a GPU, with CUDA 13?")
     return session, got
+
+
+def _load(ort: Any, model: onnx.ModelProto, options: Any, providers: Sequence[Any]) -> Any:
+    """A session that reads weights from their files; those of a huge model get one for a while."""
+    found = references(model)
+    _check_memory(sum(place.length for place in found))
+    if found:
+        _check_version(ort.__version__)
+        folder = Path(os.path.commonpath([place.file.parent for place in found]))
+        options.add_session_config_entry(_FOLDER, str(folder))
+        return ort.InferenceSession(serialised(seen_from(model, folder)), options, providers)
+    if fits(model):
+        return ort.InferenceSession(serialised(model), options, providers)
+    with TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        path = Path(temporary) / "model.onnx"
+        save(model, path)
+        return ort.InferenceSession(path, options, providers)
+
+
+def _check_version(version: str) -> None:
+    """Earlier ones look for the files where the process was started, and may find others there."""
+    if tuple(map(int, version.split(".")[:2])) < _KNOWS_FOLDERS:
+        raise ModelError(f"weights in files of their own need ONNX Runtime 1.21, not {version}")
+
+
+def _check_memory(needed: int) -> None:
+    """A file can claim more than its size on the disk, and so more than there is memory."""
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise ModelError(
+            f"the model's weights take {needed / 2**30:.1f} GiB, this machine has"
+            f" {there / 2**30:.1f} GiB of memory"
+        )
 
 
 def run(session: Any, names: Sequence[str], feeds: Mapping[str, Any]) -> list[NDArray[Any]]:

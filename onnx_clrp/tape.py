@@ -1,171 +1,55 @@
-"""The tape: nodes are written on it as calls, `t.Mul(x, s)`, to be appended to the model."""
+"""The tape: what rules write nodes with, and what they know of tensors and of relevance."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeAlias
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TypeAlias
 
 import numpy as np
-import onnx
-import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnx_clrp.errors import UnsupportedError
 from onnx_clrp.facts import Facts, Shape
-from onnx_clrp.facts import Tensor as Tensor
-from onnx_clrp.intervals import Interval
-from onnx_clrp.normalise import Step
 from onnx_clrp.redistribute import Composite, LinearMap
+from onnx_clrp.steps import Step
+from onnx_clrp.writer import Operand as Operand
+from onnx_clrp.writer import Tensor as Tensor
+from onnx_clrp.writer import Writer
 
-Operand: TypeAlias = Tensor | float | int | Sequence[int] | NDArray[Any] | None
 Sizes: TypeAlias = NDArray[np.int64] | Tensor
 """Sizes along some axes: numbers where they are known, else a tensor that holds them."""
 
 _TINY = 1e-30
 """A denominator below it counts as 0: R/Z would overflow, and what it hands on is nothing."""
 
-_FAR = 2**31 - 1
-
-_ONNX = {np.float32: onnx.TensorProto.FLOAT, np.float64: onnx.TensorProto.DOUBLE}
-
-_INTEGER_ARITHMETIC: dict[str, Callable[..., NDArray[np.int64]]] = {
-    "Add": np.add,
-    "Sub": np.subtract,
-    "Mul": np.multiply,
-    "Concat": lambda *parts, axis: np.concatenate(parts, axis),
-}
+BIAS_ALONE = "Z = 0: its bias alone made the output"
+"""Why a linear map absorbs relevance."""
 
 
-class Tape:
-    """Writes nodes, each only once, with fresh names and constants made on the way.
+class Tape(Writer):
+    """Writes the nodes of a walk.
 
     Relevance has one axis more than the tensor it belongs to: `[k, *x.shape]`, for `k` targets.
-
-    Args:
-        taken: names that are taken.
-        facts: what is known of the graph's own tensors.
-        prefix: what every new name begins with.
     """
 
     def __init__(self, taken: Iterable[str], facts: Facts, prefix: str = "relevance") -> None:
-        self.facts = facts
-        self.nodes: list[gs.Node] = []
-        self.constants: list[gs.Constant] = []
+        super().__init__(taken, facts, prefix)
         self.targets: Tensor | NDArray[np.int64] = np.array([1], np.int64)
         """How many targets there are: `[k]`, known or not."""
-        self.absorbed: list[tuple[Step, Tensor]] = []
-        """What found no receiver, `[k]` each; nothing is computed unless somebody asks for it."""
+        self.absorbed: list[tuple[Step, str, Tensor]] = []
+        """What found no receiver, at which step and why, `[k]` each; computed if asked for."""
         self.gaps: list[tuple[Step, UnsupportedError]] = []
         """The steps that could not hand relevance on, and why."""
         self.composite: Composite
         self.step: Step
-        self._scope = prefix
-        self._float: type[np.floating[Any]] = np.float32
-        self._intervals: dict[str, Interval] = {}
-        self._names = set(taken)
-        self._written: dict[Any, list[Tensor]] = {}
-
-    # -- nodes ---------------------------------------------------------------------------------
-
-    def __getattr__(self, op: str) -> Callable[..., Tensor]:
-        if not op[:1].isupper():
-            raise AttributeError(f"the tape has no method {op!r}")
-        return lambda *inputs, **attributes: self.node(op, inputs, attributes)[0]
-
-    def node(
-        self, op: str, inputs: Sequence[Operand], attributes: dict[str, Any], outputs: int = 1
-    ) -> list[Tensor]:
-        """Write a node and return its outputs, or those of the same node written before."""
-        operands = [self.operand(x) for x in inputs]
-        folded = self._folded(op, operands, attributes)
-        if folded is not None:
-            return [self.constant(folded)]
-        attributes = {k: v for k, v in attributes.items() if v is not None}
-        key = (op, tuple(x.name for x in operands), repr(sorted(attributes.items())), outputs)
-        if key not in self._written:
-            name = self.fresh(f"{self._scope}/{op}")
-            made = [gs.Variable(self.fresh(f"{name}_output_{i}")) for i in range(outputs)]
-            self.nodes.append(gs.Node(op, name, dict(attributes), operands, made))
-            self._written[key] = made
-        return self._written[key]
-
-    def named(self, x: Tensor, name: str) -> Tensor:
-        """The tensor under a name of its own, as an output of the graph."""
-        output = gs.Variable(self.fresh(name))
-        node = gs.Node("Identity", self.fresh(f"{self._scope}/Identity"), {}, [x], [output])
-        self.nodes.append(node)
-        return output
-
-    def operand(self, value: Operand) -> Tensor:
-        """A tensor as it is; a number or array as a constant; None as an input left out."""
-        if value is None:
-            return gs.Variable.empty()
-        if isinstance(value, gs.Tensor):
-            return value
-        if isinstance(value, float):
-            return self.constant(np.array(value, self._float))
-        if isinstance(value, np.ndarray):
-            return self.constant(value.astype(self._float) if value.dtype.kind == "f" else value)
-        return self.constant(np.array(value, np.int64))
-
-    def constant(self, values: NDArray[Any]) -> gs.Constant:
-        """The constant of these values, one for all that ask for the same."""
-        key = ("constant", values.dtype.str, values.shape, values.tobytes())
-        if key not in self._written:
-            made = gs.Constant(self.fresh("relevance/constant"), np.ascontiguousarray(values))
-            made.values = made.values.reshape(values.shape)
-            self.constants.append(made)
-            self._written[key] = [made]
-        return self._written[key][0]
-
-    @contextmanager
-    def scope(self, name: str) -> Iterator[None]:
-        """Names of nodes written inside begin with this one's."""
-        before, self._scope = self._scope, f"{self._scope}/{name}"
-        try:
-            yield
-        finally:
-            self._scope = before
-
-    @contextmanager
-    def double(self) -> Iterator[None]:
-        """Numbers and casts written inside are float64."""
-        self._float = np.float64
-        try:
-            yield
-        finally:
-            self._float = np.float32
-
-    def number(self, x: Tensor) -> Tensor:
-        """The tensor in the type that is calculated in: 0 and 1 for a truth value."""
-        cast = self.Cast(x, to=_ONNX[self._float])
-        self._intervals[cast.name] = self.interval(x)
-        return cast
-
-    def fresh(self, name: str) -> str:
-        """The name, with a number behind it if it is taken."""
-        number, fresh = 1, name
-        while fresh in self._names:
-            number += 1
-            fresh = f"{name}_{number}"
-        self._names.add(fresh)
-        return fresh
-
-    def _folded(
-        self, op: str, operands: list[Tensor], attributes: dict[str, Any]
-    ) -> NDArray[np.int64] | None:
-        """Arithmetic on sizes that are all known is done at once."""
-        if op not in _INTEGER_ARITHMETIC:
-            return None
-        if not all(isinstance(x, gs.Constant) and x.values.dtype == np.int64 for x in operands):
-            return None
-        return _INTEGER_ARITHMETIC[op](*(x.values for x in operands), **attributes)
 
     # -- whose turn it is ----------------------------------------------------------------------
 
     def redistribute(self, f: LinearMap, r: Tensor) -> Tensor:
         """Hand relevance down a linear map by the composite's rule for it."""
+        for scale in self.step.scales:
+            f = replace(f, weight=self.Mul(f.weight, self.Sign(scale)))
         first = not self.facts.behind_linear(f.x)
         return (self.composite.first if first else self.composite.linear)(self, f, r)
 
@@ -178,10 +62,6 @@ class Tape:
     def carries(self, x: Tensor | None) -> bool:
         """Does the tensor depend on the explained input, so that it takes relevance?"""
         return self.facts.carries(x)
-
-    def interval(self, x: Tensor) -> Interval:
-        """What the tensor's values are proven to lie between."""
-        return self._intervals.get(x.name) or self.facts.interval(x)
 
     def nonnegative(self, x: Tensor) -> bool:
         """Is the tensor proven to be nowhere below zero?"""
@@ -249,26 +129,37 @@ class Tape:
     def unbroadcast(self, r: Tensor, y: Tensor, x: Tensor) -> Tensor:
         """Add relevance of `y` up over the axes along which `x` was broadcast to it."""
         of_y, of_x = self._known_shape(y), self._known_shape(x)
-        if of_y == of_x and None not in of_y[1:]:
-            return r
-        padded = (1,) * (len(of_y) - len(of_x)) + of_x
-        pairs = list(zip(of_y, padded, strict=True))
-        axes = [i - len(of_y) for i, (a, b) in enumerate(pairs) if b == 1 != a]
-        if any(b is None and a is not None for a, b in pairs):
-            raise UnsupportedError(f"whether {x.name!r} is broadcast is known only at run time")
-        summed = self.ReduceSum(r, axes, keepdims=1) if axes else r
-        return summed if len(of_y) == len(of_x) else self.like(summed, x)
+        missing = len(of_y) - len(of_x)
+        padded = (1,) * missing + of_x
+        alike = (*[False] * missing, *self.facts.same_sizes(y, x))
+        if any(b is None and not same for b, same in zip(padded, alike, strict=True)):
+            axes: Operand = self._broadcast_axes(y, x, missing)
+        else:
+            pairs = enumerate(zip(of_y, padded, strict=True))
+            axes = [i - len(of_y) for i, (a, b) in pairs if b == 1 != a]
+            if not axes:
+                return r if not missing else self.like(r, x)
+        summed = self.ReduceSum(r, axes, keepdims=1, noop_with_empty_axes=1)
+        return self.like(summed, x) if missing else summed
 
-    def contract(self, r: Tensor, axis: int, matrix: NDArray[np.float32]) -> Tensor:
+    def _broadcast_axes(self, y: Tensor, x: Tensor, missing: int) -> Tensor:
+        """The axes of relevance along which `x` is broadcast to `y`, found while the model runs."""
+        sizes = self.Concat([1] * missing, self.Shape(x), axis=0) if missing else self.Shape(x)
+        differ = self.Not(self.Equal(sizes, self.Shape(y)))
+        return self.Add(self.Squeeze(self.NonZero(differ), [0]), [1])
+
+    def contract(self, r: Tensor, axis: int, matrix: Tensor) -> Tensor:
         """`r` times a matrix along one axis, counted from the end."""
         if axis == -1:
             return self.MatMul(r, matrix)
         # As the left factor of every matrix of the axes (axis, rest) no transposition is needed.
-        shape = self.Shape(r)
-        front, back = self.Slice(shape, [0], [axis]), self.Slice(shape, [axis + 1], [_FAR])
-        folded = self.Reshape(r, self.Concat([-1, matrix.shape[0]], self.ReduceProd(back), axis=0))
-        moved = self.MatMul(np.ascontiguousarray(matrix.T), folded)
-        return self.Reshape(moved, self.Concat(front, [matrix.shape[1]], back, axis=0))
+        turned = self.Transpose(matrix, perm=[1, 0])
+        if axis == -2:
+            return self.MatMul(turned, r)
+        front, back = self.Slice(self.Shape(r), [0], [axis]), self.Shape(r, start=axis + 1)
+        rows = self.Concat([-1], self.Shape(matrix, end=1), self.ReduceProd(back), axis=0)
+        moved = self.MatMul(turned, self.Reshape(r, rows))
+        return self.Reshape(moved, self.Concat(front, self.Shape(matrix, start=1), back, axis=0))
 
     # -- arithmetic ----------------------------------------------------------------------------
 
@@ -279,13 +170,13 @@ class Tape:
             first = self.Add(first, term)
         return first
 
-    def safe_div(self, r: Tensor, z: Tensor) -> Tensor:
-        """`r / z` for `z >= 0`, where 0/0 is 0.
+    def safe_div(self, r: Tensor, z: Tensor, why: str = BIAS_ALONE) -> Tensor:
+        """`r / z` for `z >= 0`, where 0/0 is 0; `why` tells the ledger what that means.
 
         Where `z` is 0 the quotient is `r`, which is finite; every contribution that it is
         multiplied with there is 0, so that the relevance is absorbed.
         """
-        self.absorb(self.Mul(r, self._nothing(z)))
+        self.absorb(self.Mul(r, self._nothing(z)), why)
         return self.quotient(r, z)
 
     def kept(self, r: Tensor, z: Tensor) -> Tensor:
@@ -299,9 +190,9 @@ class Tape:
     def _nothing(self, z: Tensor) -> Tensor:
         return self.number(self.Less(z, _TINY))
 
-    def absorb(self, r: Tensor) -> None:
+    def absorb(self, r: Tensor, why: str) -> None:
         """Enter relevance that has no receiver into the ledger of the step whose turn it is."""
-        self.absorbed.append((self.step, self.total(r)))
+        self.absorbed.append((self.step, why, self.total(r)))
 
     def total(self, r: Tensor) -> Tensor:
         """Relevance `[k, ...]` added up over all but the targets: `[k]`."""

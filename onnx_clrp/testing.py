@@ -49,7 +49,7 @@ def redistribute(
     intervals = {x.name: UNKNOWN for x in known.graph.inputs}
     for name, (low, high) in (bounds or {}).items():
         intervals[name] = Interval(np.asarray(low, np.float32), np.asarray(high, np.float32))
-    facts = Facts(known.graph, known.weights, intervals)
+    facts = Facts(known.graph, known.weights, intervals, known.reals)
     ends = [y for y in known.graph.outputs if y.name in relevance]
     t = Tape(known.names(), facts)
     arriving: Relevance = {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from onnx_clrp.errors import UnsupportedError
-from onnx_clrp.normalise import Step
 from onnx_clrp.redistribute import Composite
 from onnx_clrp.rules import find_rule
+from onnx_clrp.steps import Step
 from onnx_clrp.tape import Tape, Tensor
 
 Relevance = dict[str, Tensor]
@@ -49,7 +49,7 @@ def walk(
 
 def _handed(t: Tape, step: Step, arrived: Sequence[Tensor | None]) -> Handed:
     """What the step's rule hands on; at a gap anything, since nothing will come of it."""
-    carriers = [x for x in step.inputs if x is not None and t.carries(x)]
+    carriers = [x for x in step.receivers if t.carries(x)]
     try:
         with t.scope(step.name or step.op):
             return _by_rule(t, step, arrived, carriers)
@@ -89,7 +89,8 @@ def _by_rule(
             raise UnsupportedError("more than one of its inputs depends on the input")
         return [(carriers[0], result)]
     pairs = zip(step.inputs, result, strict=True)
-    return [(x, r) for x, r in pairs if r is not None and x is not None and t.carries(x)]
+    taking = [x.name for x in carriers]
+    return [(x, r) for x, r in pairs if r is not None and x is not None and x.name in taking]
 
 
 def refuse_gaps(t: Tape, steps: Sequence[Step]) -> None:
@@ -105,10 +106,7 @@ def refuse_gaps(t: Tape, steps: Sequence[Step]) -> None:
 
 def _unsupported(found: Sequence[tuple[Step, UnsupportedError]]) -> UnsupportedError:
     causes = [(step, error) for step, error in found if not error.follows] or found
-    gaps = [
-        (str(step), ".".join(filter(None, (step.domain, step.op))), str(error))
-        for step, error in causes
-    ]
+    gaps = [(str(step), step.operator, str(error)) for step, error in causes]
     wide, high = (max(len(gap[i]) for gap in gaps) for i in (0, 1))
     count = f"{len(gaps)} nodes" if len(gaps) > 1 else "1 node"
     lines = [f"{count} between input and logits cannot hand relevance on:"]

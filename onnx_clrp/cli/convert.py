@@ -37,7 +37,8 @@ def command(
 ) -> None:
     """Write the explainer of MODEL to OUT: the same model with relevance as one more output.
 
-    The classes are an input of the graph unless --target or --top settles them.
+    The classes are an input of the graph unless --target or --top settles them. Weights in files of
+    their own stay there if OUT is in the same folder, and are copied to OUT.data if it is not.
     """
     from onnx.helper import set_model_props
 
@@ -45,7 +46,8 @@ def command(
     from onnx_clrp.model import PREFIX, load, metadata, save
     from onnx_clrp.program import read_program, reading
 
-    if out.exists() and out.resolve() == model.resolve():
+    written = (out, Path(f"{out}.data"))
+    if any(path.exists() and path.resolve() == model.resolve() for path in written):
         raise UsageError("the explainer would replace the model: name another file")
     if target and top is not None:
         raise UsageError("--target and --top exclude each other")

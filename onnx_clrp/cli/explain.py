@@ -17,6 +17,8 @@ from onnx_clrp.files import open_whole, safe_name
 from onnx_clrp.labels import parse_targets, read_labels
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from onnx_clrp.image import Picture, Preprocessing
     from onnx_clrp.runtime import Explainer, Result
 
@@ -60,6 +62,7 @@ class Job:
     explainers: Sequence[Explainer]
     preprocessing: Preprocessing
     targets: list[int] | None
+    feeds: dict[str, NDArray[Any]]
     labels: list[str] | None
     folder: Path
     save_arrays: bool
@@ -95,6 +98,7 @@ class Job:
 @common.json_option
 @common.device_option
 @common.graph_options
+@common.feed_option
 @common.preprocessing_options
 def command(images: tuple[Path, ...], as_json: bool, **given: Any) -> None:
     """Draw where in IMAGES the MODEL sees a class: what speaks for it, and for no other.
@@ -128,6 +132,7 @@ def _job(given: dict[str, Any]) -> Job:
         raise UsageError("--target and --top exclude each other")
     labels_file, folder, device = (given.pop(key) for key in ("labels", "out", "device"))
     save_arrays, sheet = given.pop("save_arrays"), given.pop("sheet")
+    feeds = common.feeds_of(given.pop("feed"))
     methods = given.pop("method")
     proto = load(given.pop("model"))
     choices = common.graph_choices(proto, given)
@@ -149,7 +154,21 @@ def _job(given: dict[str, Any]) -> Job:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ClrpError(f"cannot make the folder {str(folder)!r}: {error.strerror}") from error
-    return Job(explainers, first.preprocessing, targets, labels, folder, save_arrays, sheet)
+    settled = (first.preprocessing, targets, feeds, labels, folder, save_arrays, sheet)
+    return Job(explainers, *settled)
+
+
+def _fed(
+    feeds: dict[str, NDArray[Any]], chosen: Sequence[int], total: int
+) -> dict[str, NDArray[Any]]:
+    """The other inputs for some of the images: their own rows, or the only row for each."""
+    fed = {}
+    for name, value in feeds.items():
+        rows = value.shape[0] if value.ndim > 1 else 0
+        fed[name] = value[chosen] if rows == total > 0 else value
+        if rows == 1 != len(chosen):
+            fed[name] = value.repeat(len(chosen), axis=0)
+    return fed
 
 
 def _files(images: Sequence[Path]) -> tuple[list[Path], list[str]]:
@@ -192,7 +211,8 @@ def _explained(job: Job, paths: Sequence[Path]) -> tuple[list[Row], list[str]]:
                     failed(str(error))
             for explainer in job.explainers if pictures else ():
                 batch = job.preprocessing.batch(pictures.values())
-                result = explainer.explain(batch, job.targets)
+                fed = _fed(job.feeds, [*pictures], len(paths))
+                result = explainer.explain(batch, job.targets, fed)
                 for n, (i, picture) in enumerate(pictures.items()):
                     if np.isfinite(result.relevance[n]).all():
                         args = (result, n, paths[i], names[i], picture)

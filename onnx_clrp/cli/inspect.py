@@ -1,4 +1,4 @@
-"""`onnx-clrp inspect`: what an explainer would do with each node."""
+"""`onnx-clrp inspect`: what an explainer would do with each node, and what that costs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnx_clrp.cli import options as common
-from onnx_clrp.cli.output import notice, print_json, print_table
+from onnx_clrp.cli.output import notice, print_json
+from onnx_clrp.cli.table import Column, print_nodes
 
 if TYPE_CHECKING:
-    from onnx_clrp.inspection import Inspection
+    from onnx_clrp.inspection import Inspection, Row
+
+_WITHOUT = {
+    "gate": "(gate: takes none)",
+    "beside": "(feeds a gate)",
+    "part": "(part of another)",
+}
+"""What is said of nodes that no relevance comes to, by their role."""
 
 
 @click.command("inspect")
@@ -24,7 +32,9 @@ if TYPE_CHECKING:
 def command(model: Path, as_json: bool, **given: Any) -> None:
     """Show MODEL's input and logits, the rule of every node between, and what is unsupported.
 
-    The exit status is 1 if some node cannot hand relevance on.
+    The cost of a linear map is how often the explanation of one class runs it times its
+    multiply-adds; of other nodes, how many nodes are added. The exit status is 1 if some node
+    cannot hand relevance on.
     """
     from onnx_clrp.inspection import inspect
     from onnx_clrp.model import load
@@ -35,7 +45,7 @@ def command(model: Path, as_json: bool, **given: Any) -> None:
         print_json(found.as_dict())
     else:
         _print(found)
-    if found.missing:
+    if found.missing or found.refusal is not None:
         raise SystemExit(1)
 
 
@@ -45,24 +55,73 @@ def _print(found: Inspection) -> None:
     click.echo(f"range    {low} … {high}")
     click.echo(f"logits   {found.logits}, {found.classes} classes")
     click.echo(f"outputs  {', '.join(found.outputs)}")
-    print_table(
-        ["node", "operator", "rule", "input", "output shape"],
+    rows = found.nodes
+    print_nodes(
+        [row.node for row in rows],
         [
-            [
-                row.node,
-                row.operator,
-                row.rule if row.missing is None else f"MISSING: {row.missing}",
-                row.sign,
-                _shape(row.shape),
-            ]
-            for row in found.nodes
+            Column("operator", [row.operator for row in rows], spare=True),
+            Column("rule", [_rule(row) for row in rows]),
+            Column("input", [row.sign for row in rows]),
+            Column("output", [_size(row.shape) for row in rows], spare=True),
+            Column("cost", [_cost(row, found) for row in rows], right=True),
         ],
     )
+    for line in _totals(found):
+        click.echo(line)
+    for row in found.missing:
+        click.echo(f"MISSING  {row.node}: {row.operator}: {row.missing}")
     for note in found.notes:
         notice(note)
     if found.missing:
-        notice(f"{len(found.missing)} of {len(found.nodes)} nodes cannot hand relevance on")
+        notice(f"{len(found.missing)} of {len(rows)} nodes cannot hand relevance on")
+    if found.refusal is not None:
+        notice(found.refusal)
 
 
-def _shape(shape: list[int | str | None] | list[int | None] | None) -> str:
-    return "?" if shape is None else f"[{', '.join('?' if d is None else str(d) for d in shape)}]"
+def _rule(row: Row) -> str:
+    """What a node does with relevance: a rule, or why there is none."""
+    if row.missing is not None:
+        return "MISSING"
+    return _WITHOUT.get(row.role) or row.rule + ", also a gate" * (row.role == "both")
+
+
+def _cost(row: Row, found: Inspection) -> str:
+    if found.missing or found.refusal is not None:  # no explainer, and nothing that it costs
+        return ""
+    if not row.linear or not row.runs:
+        return f"{row.nodes} node{'s' * (row.nodes != 1)}" if row.nodes else ""
+    return f"{row.runs} × {_number(row.multiply_adds)}"
+
+
+def _totals(found: Inspection) -> list[str]:
+    """What the forward pass takes, and what explaining one class adds to it."""
+    forward, explanation = found.forward, found.explanation
+    lines = [f"multiply-adds, forward pass: {_number(forward)}"]
+    if found.missing or found.refusal is not None:
+        return lines
+    ratio = (
+        f", {explanation / forward:.1f} times the forward pass" if forward and explanation else ""
+    )
+    lines.append(f"multiply-adds, {found.method} of one class: {_number(explanation)} more{ratio}")
+    if forward is None or explanation is None:
+        lines.append("(?: the model leaves sizes open)")
+    return lines
+
+
+def _number(count: int | None) -> str:
+    """A count in a few digits: 640, 16.4 k, 115.6 M."""
+    if count is None:
+        return "?"
+    for unit, name in ((10**9, " G"), (10**6, " M"), (10**3, " k")):
+        if count >= unit:
+            return f"{count / unit:.1f}{name}"
+    return str(count)
+
+
+def _shape(shape: list[int | str | None]) -> str:
+    return f"[{', '.join('?' if d is None else str(d) for d in shape)}]"
+
+
+def _size(shape: list[int | None] | None) -> str:
+    """A sample's shape, as short as can be: 64×56×56."""
+    return "?" if shape is None else "×".join("?" if d is None else str(d) for d in shape[1:])

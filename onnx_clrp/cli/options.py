@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from onnx_clrp.compiler import Options
 from onnx_clrp.errors import UsageError
@@ -106,6 +108,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
 )
+feed_option = click.option(
+    "--feed", multiple=True, metavar="NAME=FILE.npy", help="Values of another input of the model."
+)
 
 
 def graph_choices(proto: onnx.ModelProto, given: dict[str, Any]) -> Options:
@@ -152,3 +157,33 @@ def run_extension(path: Path) -> None:
 def labels_of(program: Program, path: Path | None) -> list[str] | None:
     """The class names from a file, else those in the model's metadata, else None."""
     return program.labels if path is None else read_labels(path, program.classes)
+
+
+def feeds_of(given: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The values of the model's other inputs, from the files of `--feed`.
+
+    Raises:
+        UsageError: it is no NAME=FILE.npy, or the file holds no array.
+    """
+    feeds: dict[str, NDArray[Any]] = {}
+    for text in given:
+        name, _, file = text.rpartition("=")
+        if not name or not file:
+            raise UsageError(f"--feed {text}: write NAME=FILE.npy")
+        if name in feeds:
+            raise UsageError(f"--feed {name}: it is given twice")
+        feeds[name] = _array(Path(file))
+    return feeds
+
+
+def _array(path: Path) -> NDArray[Any]:
+    try:
+        with path.open("rb") as file:
+            values = np.load(file, allow_pickle=False)
+    except OSError as error:
+        raise UsageError(f"--feed {path}: {error.strerror or error}") from error
+    except (ValueError, EOFError) as error:  # whatever else it is; NumPy's own words mislead
+        raise UsageError(f"--feed {path}: it is no .npy file of numbers") from error
+    if not isinstance(values, np.ndarray):
+        raise UsageError(f"--feed {path}: it is an archive of arrays, not a single .npy")
+    return values

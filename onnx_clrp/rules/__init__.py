@@ -26,17 +26,20 @@ class Rule:
         bounds: how the operator carries intervals; None if nothing is known of its output.
         linear: is it a linear map with weights, which z⁺, z^β and their like are defined for?
         variadic: does it take the relevance of every output, not of the first alone?
+        moves: does it hand relevance back without a look at values, whatever its bounds?
     """
 
     redistribute: Redistribute
     bounds: Bounds | None
     linear: bool
     variadic: bool
+    moves: bool
 
     @property
     def calculates(self) -> bool:
         """Does it need the values of its tensors, and not just move them?"""
-        return self.bounds not in (Kind.MOVEMENT, Kind.PADDING, Kind.JOIN, Kind.CAST)
+        moving = (Kind.MOVEMENT, Kind.PADDING, Kind.JOIN, Kind.CAST)
+        return not self.moves and self.bounds not in moving
 
     @property
     def summary(self) -> str:
@@ -52,6 +55,7 @@ class Rule:
 
 
 _registry: dict[tuple[str, str], Rule] = {}
+_bounds: dict[tuple[str, str], Bounds] = {}
 
 
 def rule(
@@ -60,6 +64,7 @@ def rule(
     bounds: Bounds | None = None,
     linear: bool = False,
     variadic: bool = False,
+    moves: bool = False,
     replace: bool = False,
 ) -> Callable[[_Function], _Function]:
     """Register a function as the relevance rule of one or more operators.
@@ -76,6 +81,7 @@ def rule(
         bounds: how the operator carries intervals, see `onnx_clrp.intervals`.
         linear: whether it is a linear map with weights (Conv, Gemm, …).
         variadic: whether `r` and `y` are lists over all outputs (None where none arrives).
+        moves: whether it never looks at values, whatever its bounds are.
         replace: whether it may take the place of a rule that is there already.
 
     A rule that meets what it has no formula for raises `onnx_clrp.UnsupportedError(reason)`.
@@ -89,10 +95,21 @@ def rule(
             key = (_domain(domain), operator)
             if key in _registry and not replace:
                 raise UsageError(f"{operator} has a rule already; say replace=True to replace it")
-            _registry[key] = Rule(function, bounds, linear, variadic)
+            _registry[key] = Rule(function, bounds, linear, variadic, moves)
         return function
 
     return register
+
+
+def bounded(operator: str, *, bounds: Bounds, domain: str = "") -> None:
+    """Say what an operator's values lie between that has no rule, but may make a gate."""
+    _bounds[_domain(domain), operator] = bounds
+
+
+def find_bounds(operator: str, domain: str | None = "") -> Bounds | None:
+    """How an operator carries intervals, whether it has a rule or not."""
+    rule = find_rule(operator, domain)
+    return _bounds.get((_domain(domain), operator)) if rule is None else rule.bounds
 
 
 def find_rule(operator: str, domain: str | None = "") -> Rule | None:
@@ -109,5 +126,5 @@ def _domain(domain: str | None) -> str:
     return "" if domain in (None, "ai.onnx") else str(domain)
 
 
-for _family in ("linear", "activation", "normalisation", "merge", "pooling", "movement"):
+for _family in ("linear", "activation", "normalisation", "merge", "pooling", "movement", "resize"):
     import_module(f"{__name__}.{_family}")  # each registers its rules

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,10 +11,12 @@ import numpy as np
 from onnx_clrp.errors import UnsupportedError
 from onnx_clrp.redistribute import LinearMap
 from onnx_clrp.rules import rule
-from onnx_clrp.rules.window import Window
+from onnx_clrp.rules.window import Window, same_pads
 
 if TYPE_CHECKING:
     from onnx_clrp.tape import Tape, Tensor
+
+_OVER_BATCH = "it adds up over the first axis of its data, which is the batch"
 
 
 @rule("Conv", linear=True)
@@ -30,10 +33,11 @@ def conv(
     pads: Sequence[int] | None = None,
     dilations: Sequence[int] | None = None,
     group: int = 1,
+    auto_pad: str = "NOTSET",
 ) -> Tensor:
     """linear map: y = W * x."""
     _only_first(t, x, w)
-    window = Window.of(_shape(t, w)[2:], strides, pads, dilations)
+    window = Window.of(_shape(t, w)[2:], strides, pads, dilations, auto_pad)
 
     def forward(a: Tensor, weight: Tensor) -> Tensor:
         return window.convolve(t, a, weight, group)
@@ -59,10 +63,13 @@ def conv_transpose(
     dilations: Sequence[int] | None = None,
     output_padding: Sequence[int] | None = None,
     group: int = 1,
+    auto_pad: str = "NOTSET",
 ) -> Tensor:
     """linear map: y = Wᵀ * x."""
     _only_first(t, x, w)
     window = Window.of(_shape(t, w)[2:], strides, pads, dilations)
+    if auto_pad.startswith("SAME"):
+        window = _multiplying(window, output_padding, auto_pad)
 
     def forward(a: Tensor, weight: Tensor) -> Tensor:
         return window.spread(t, a, weight, group, output_padding)
@@ -87,8 +94,8 @@ def gemm(
     t: Tape,
     r: Tensor,
     y: Tensor,
-    x: Tensor,
-    w: Tensor,
+    a: Tensor,
+    b: Tensor,
     bias: Tensor | None = None,
     *,
     alpha: float = 1.0,
@@ -96,20 +103,40 @@ def gemm(
     transA: int = 0,
     transB: int = 0,
 ) -> Tensor:
-    """linear map: y = α x W; of α only the sign matters."""
-    _only_first(t, x, w)
+    """linear map: y = α x W or α W x; of α only the sign matters."""
+    if t.carries(b):
+        return _gemm_on_the_right(t, r, y, a, b, alpha, transA, transB)
+    _only_first(t, a, b)
     if transA:
-        raise UnsupportedError("its data operand is transposed (transA=1): the batch is not first")
-    w = _signed(t, w, 0 if transB else 1)
-    w = w if alpha > 0 else t.Mul(w, float(np.sign(alpha)))
+        raise UnsupportedError(_OVER_BATCH)
+    w = _times_sign(t, _signed(t, b, 0 if transB else 1), alpha)
 
-    def forward(a: Tensor, weight: Tensor) -> Tensor:
-        return t.Gemm(a, weight, transB=transB)
+    def forward(data: Tensor, weight: Tensor) -> Tensor:
+        return t.Gemm(data, weight, transB=transB)
 
     def transpose(s: Tensor, weight: Tensor) -> Tensor:
-        return t.like(t.Gemm(t.flat(s, y), weight, transB=1 - transB), x)
+        return t.like(t.Gemm(t.flat(s, y), weight, transB=1 - transB), a)
 
-    return t.redistribute(LinearMap(x, y, w, forward, transpose, dense=True), r)
+    return t.redistribute(LinearMap(a, y, w, forward, transpose, dense=True), r)
+
+
+def _gemm_on_the_right(
+    t: Tape, r: Tensor, y: Tensor, w: Tensor, x: Tensor, alpha: float, transA: int, transB: int
+) -> Tensor:
+    """y = W xᵀ, the batch on the second axis of `y`."""
+    _only_first(t, x, w)
+    if not transB:
+        raise UnsupportedError(_OVER_BATCH)
+    w = _times_sign(t, w, alpha * _only_sign(t))
+
+    def forward(data: Tensor, weight: Tensor) -> Tensor:
+        return t.Gemm(weight, data, transA=transA, transB=1)
+
+    def transpose(s: Tensor, weight: Tensor) -> Tensor:
+        rows = t.Transpose(weight, perm=[1, 0]) if transA else weight
+        return t.MatMul(t.Transpose(s, perm=[0, 2, 1]), rows)
+
+    return t.redistribute(LinearMap(x, y, w, forward, transpose), r)
 
 
 @rule("MatMul", linear=True)
@@ -117,29 +144,51 @@ def matmul(t: Tape, r: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """linear map: y = x W or W x."""
     if t.carries(a) and t.carries(b):
         raise UnsupportedError("both operands depend on the input")
-    x, w = (a, b) if t.carries(a) else (b, a)
-    if len(_shape(t, w)) < 2 or t.rank(x) < 2 + t.carries(b) or _copies(t, x, w):
-        raise UnsupportedError("a product with a vector, over the batch axis, or one that copies")
+    left = t.carries(a)
+    x, w = (a, b) if left else (b, a)
+    if t.rank(x) < (2 if left else 3):
+        raise UnsupportedError(_OVER_BATCH)
+    axes = [*range(len(_shape(t, w)))]
+    copies, more = _copies(t, x, _shape(t, w)[:-2]), len(axes) > t.rank(x)
+    out = -1 if left else -2
+    if len(axes) == 1:  # a vector: the matrix of one column or row, whose axis the output lacks
+        w, axes = t.Unsqueeze(_times_sign(t, w, _only_sign(t)), [out]), [0, 1]
+        y, r = t.Unsqueeze(y, [out]), t.Unsqueeze(r, [out])
+    else:
+        w = _signed(t, w, out)
+    axes[-2:] = axes[:-3:-1]
 
-    def multiply(data: Tensor, weight: Tensor) -> Tensor:
-        return t.MatMul(data, weight) if t.carries(a) else t.MatMul(weight, data)
+    def forward(data: Tensor, weight: Tensor) -> Tensor:
+        return t.MatMul(data, weight) if left else t.MatMul(weight, data)
 
     def transpose(s: Tensor, weight: Tensor) -> Tensor:
-        axes = [*range(len(_shape(t, w)))]
-        axes[-2:] = axes[:-3:-1]
-        return multiply(s, t.Transpose(weight, perm=axes))
+        handed = forward(s, t.Transpose(weight, perm=axes))
+        handed = t.ReduceSum(handed, copies) if copies else handed
+        return t.like(handed, x) if more else handed
 
-    signed = _signed(t, w, -1 if t.carries(a) else -2)
-    return t.redistribute(LinearMap(x, y, signed, multiply, transpose, dense=True), r)
+    aligned = not copies and not more
+    return t.redistribute(LinearMap(x, y, w, forward, transpose, dense=aligned), r)
 
 
-def _copies(t: Tape, x: Tensor, w: Tensor) -> bool:
-    """Has the weight batch axes along which the data would be repeated?"""
-    batch = _shape(t, w)[:-2]
-    if len(batch) > t.rank(x) - 2:
-        return True
-    there = t.dims(x, range(t.rank(x) - 2 - len(batch), t.rank(x) - 2))
-    return there is None or any(n not in (1, m) for n, m in zip(batch, there, strict=True))
+def _copies(t: Tape, x: Tensor, batch: Sequence[int]) -> list[int]:
+    """The axes of the product along which weights of these batch sizes repeat the data."""
+    rank, copies = t.rank(x), []
+    for axis, n in zip(range(-2 - len(batch), -2), batch, strict=True):
+        there = t.dims(x, [axis]) if -axis <= rank else [1]
+        if n != 1 and there is None:
+            raise UnsupportedError("whether its weights repeat the data is known only at run time")
+        if n != 1 and there == [1]:
+            copies.append(axis)
+    return copies
+
+
+def _multiplying(window: Window, extra: Sequence[int] | None, auto: str) -> Window:
+    """The window of a ConvTranspose whose output is as many times as large as its strides say."""
+    more = extra or [0] * len(window.kernel)
+    totals = [e + p - s for e, p, s in zip(window.extent, more, window.strides, strict=True)]
+    if min(totals) < 0:
+        raise UnsupportedError(f"auto_pad={auto} with strides beyond its windows")
+    return replace(window, pads=tuple(same_pads(totals, auto)))
 
 
 def _only_first(t: Tape, x: Tensor, w: Tensor) -> None:
@@ -166,3 +215,17 @@ def _signed(t: Tape, w: Tensor, axis: int) -> Tensor:
     shape = [1] * t.rank(w)
     shape[axis] = -1
     return t.Mul(w, signs.reshape(shape))
+
+
+def _times_sign(t: Tape, w: Tensor, factor: float) -> Tensor:
+    return w if factor > 0 else t.Mul(w, float(np.sign(factor)))
+
+
+def _only_sign(t: Tape) -> float:
+    """The sign of the scales behind a map whose outputs have no axis that its weights have."""
+    signs = t.step.signs
+    if signs is None:
+        return 1.0
+    if (signs != signs[0]).any():
+        raise UnsupportedError("scales of different signs behind it")
+    return float(signs[0])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from onnx_clrp.errors import UnsupportedError
 from onnx_clrp.intervals import Kind
-from onnx_clrp.redistribute import winners
+from onnx_clrp.redistribute import SUM_OF_ZERO, winners
 from onnx_clrp.rules import rule
 
 if TYPE_CHECKING:
@@ -32,13 +32,14 @@ def _shared(
     if len(carriers) == 1:  # the others are constants: an affine map, bypassed
         return [t.unbroadcast(r, y, x) if t.carries(x) else None for x in xs]
     data = [a for x, a in zip(xs, terms, strict=True) if t.carries(x)]
-    total = y if len(data) == len(xs) else t.sum(data)  # a constant among them is but a bias
+    # A constant among them is but a bias.
+    total = t.result(y, lambda: t.sum(data)) if len(data) == len(xs) else t.sum(data)
     positive = all(t.nonnegative(a) for a in data)  # then so is the sum, and each is its share
     shares = [
         None if not t.carries(x) else a if positive else t.Relu(t.Mul(a, t.Sign(total)))
         for x, a in zip(xs, terms, strict=True)
     ]
-    s = t.safe_div(r, t.sum(c for c in shares if c is not None))
+    s = t.safe_div(r, t.sum(c for c in shares if c is not None), SUM_OF_ZERO)
     return [
         None if c is None else t.unbroadcast(t.Mul(c, s), y, x)
         for x, c in zip(xs, shares, strict=True)

@@ -21,16 +21,42 @@ def _lrn_bounds(interval: Interval, attributes: Mapping[str, Any]) -> Interval:
 
 @rule("LRN", bounds=_lrn_bounds)
 @rule("BatchNormalization", "Neg", bounds=Kind.MONOTONE)
-def bypass(t: Tape, r: Tensor, y: Tensor, x: Tensor, *parameters: Tensor, **_: Any) -> Tensor:
+def bypass(
+    t: Tape,
+    r: Tensor,
+    y: Tensor,
+    x: Tensor,
+    *parameters: Tensor,
+    training_mode: int = 0,
+    **_: Any,
+) -> Tensor:
+    """R_x = R_y: a per-channel scale behind a linear map has been folded into its weights."""
+    if training_mode:
+        raise UnsupportedError("it takes its statistics from the batch (training mode)")
+    return r
+
+
+@rule("InstanceNormalization", "LayerNormalization", "GroupNormalization", "RMSNormalization")
+@rule("LpNormalization", "MeanVarianceNormalization")
+def normalise(t: Tape, r: Tensor, y: Tensor, x: Tensor, *parameters: Tensor, **_: Any) -> Tensor:
     """R_x = R_y: a per-channel scale behind a linear map has been folded into its weights."""
     return r
 
 
-@rule("Mul", "Div", bounds=Kind.MONOTONE)
-def scale(t: Tape, r: Tensor, y: Tensor, a: Tensor, b: Tensor) -> list[Tensor | None]:
-    """R_x = R_y: a product with, or a quotient by, a constant."""
-    if t.carries(a) and t.carries(b):
-        raise UnsupportedError("both operands depend on the input")
-    if t.step.op == "Div" and t.carries(b):
-        raise UnsupportedError("its divisor depends on the input")
-    return [t.unbroadcast(r, y, x) if t.carries(x) else None for x in (a, b)]
+@rule("Mul", bounds=Kind.PRODUCT)
+def multiply(t: Tape, r: Tensor, y: Tensor, a: Tensor, b: Tensor) -> list[Tensor | None]:
+    """signal takes all: a constant or a gate takes nothing; two plain activations half each."""
+    signals = [t.carries(x) and t.step.gate != i for i, x in enumerate((a, b))]
+    share = t.Mul(r, 0.5) if all(signals) else r
+    pairs = zip((a, b), signals, strict=True)
+    return [t.unbroadcast(share, y, x) if signal else None for x, signal in pairs]
+
+
+@rule("Div", bounds=Kind.QUOTIENT)
+def divide(t: Tape, r: Tensor, y: Tensor, a: Tensor, b: Tensor) -> list[Tensor | None]:
+    """signal takes all: a constant or a gate takes nothing."""
+    signals = [t.carries(x) and t.step.gate != i for i, x in enumerate((a, b))]
+    if signals[1]:  # where the divisor rises the quotient falls, and its sign is turned round
+        raise UnsupportedError("its divisor depends on the input, and is no gate")
+    pairs = zip((a, b), signals, strict=True)
+    return [t.unbroadcast(r, y, x) if signal else None for x, signal in pairs]

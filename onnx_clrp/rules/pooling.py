@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,13 +30,14 @@ def max_pool(
     dilations: Sequence[int] | None = None,
     ceil_mode: int = 0,
     storage_order: int = 0,
+    auto_pad: str = "NOTSET",
 ) -> Tensor:
     """winner takes all: the first maximum of the window, row-major; overlapping windows add.
 
     The winners are found by comparing the window's places with the pool's own output, which the
     same forward pass made: no index kernel, whose ties differ from device to device.
     """
-    window = Window.of(kernel_shape, strides, pads, dilations)
+    window = Window.of(kernel_shape, strides, pads, dilations, auto_pad)
     if ceil_mode:
         window.refuse_late_start(t, x)
     won = winners(t, window.patches(t, x, y, -np.inf), y)
@@ -46,7 +47,7 @@ def max_pool(
 @rule("GlobalMaxPool", bounds=Kind.CHOICE)
 def global_max_pool(t: Tape, r: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """winner takes all: the first maximum of the plane, row-major."""
-    return _first_maximum(t, r, x, range(2 - t.rank(x), 0))
+    return _to_first(t, t.ArgMax, r, x, range(2 - t.rank(x), 0))
 
 
 @rule("ReduceMax", bounds=Kind.CHOICE)
@@ -61,8 +62,24 @@ def reduce_max(
     noop_with_empty_axes: int = 0,
 ) -> Tensor:
     """winner takes all: the first maximum over the axes, row-major."""
-    reduced = _axes(t, x, axes)
-    return _first_maximum(t, _kept(t, r, reduced, keepdims), x, reduced)
+    reduced = _axes(t, x, axes, noop_with_empty_axes)
+    return _to_first(t, t.ArgMax, _kept(t, r, reduced, keepdims), x, reduced) if reduced else r
+
+
+@rule("ReduceMin", bounds=Kind.CHOICE)
+def reduce_min(
+    t: Tape,
+    r: Tensor,
+    y: Tensor,
+    x: Tensor,
+    axes: Tensor | None = None,
+    *,
+    keepdims: int = 1,
+    noop_with_empty_axes: int = 0,
+) -> Tensor:
+    """winner takes all: the first minimum over the axes, row-major."""
+    reduced = _axes(t, x, axes, noop_with_empty_axes)
+    return _to_first(t, t.ArgMin, _kept(t, r, reduced, keepdims), x, reduced) if reduced else r
 
 
 @rule("AveragePool", bounds=with_zero)
@@ -78,9 +95,10 @@ def average_pool(
     dilations: Sequence[int] | None = None,
     ceil_mode: int = 0,
     count_include_pad: int = 0,
+    auto_pad: str = "NOTSET",
 ) -> Tensor:
     """rule for means: the sum over each window's real elements, by contribution or evenly."""
-    window = Window.of(kernel_shape, strides, pads, dilations)
+    window = Window.of(kernel_shape, strides, pads, dilations, auto_pad)
     if ceil_mode:
         window.refuse_late_start(t, x)
         window = window.overhanging(t, x, y)
@@ -90,7 +108,10 @@ def average_pool(
         return t.Reshape(a, t.Concat([-1, 1], t.sizes(like, window.axes), axis=0))
 
     def forward(a: Tensor, ones: Tensor) -> Tensor:
-        return t.Reshape(window.convolve(t, planes(a, x), ones), shape)
+        sums = window.convolve(t, planes(a, x), ones)
+        if ceil_mode and t.dims(y, window.axes) is None:  # there may be a window too many
+            sums = t.Slice(sums, [0] * len(window.axes), t.sizes(y, window.axes), [*window.axes])
+        return t.Reshape(sums, shape)
 
     def transpose(s: Tensor, ones: Tensor) -> Tensor:
         return t.like(window.adjoint(t, planes(s, y), ones, x, y), x)
@@ -118,7 +139,10 @@ def reduce_mean(
     noop_with_empty_axes: int = 0,
 ) -> Tensor:
     """rule for means: the sum over the axes, by contribution or evenly."""
-    reduced = _axes(t, x, axes)
+    reduced = _axes(t, x, axes, noop_with_empty_axes)
+    if not reduced:
+        return r
+    y = t.result(y, lambda: t.ReduceSum(x, reduced, keepdims=keepdims))
     return _mean(t, _kept(t, r, reduced, keepdims), _kept(t, y, reduced, keepdims), x, reduced)
 
 
@@ -133,24 +157,26 @@ def _mean(t: Tape, r: Tensor, y: Tensor, x: Tensor, axes: Sequence[int]) -> Tens
     return t.average(LinearMap(x, y, ones, forward, transpose), r)
 
 
-def _first_maximum(t: Tape, r: Tensor, x: Tensor, axes: Sequence[int]) -> Tensor:
-    """`r`, whose reduced axes are 1, to the first maximum of `x` over them."""
+def _to_first(
+    t: Tape, winning: Callable[..., Tensor], r: Tensor, x: Tensor, axes: Sequence[int]
+) -> Tensor:
+    """`r`, whose reduced axes are 1, to the first winner (ArgMax, ArgMin) of `x` over them."""
     rank = t.rank(x)
     kept = [a for a in range(rank) if a - rank not in axes]
     order = [*kept, *(a + rank for a in axes)]
     last = t.Transpose(x, perm=order)
     rows = t.Reshape(last, t.Concat(*(t.sizes(x, [a]) for a in kept), [-1], axis=0))
-    winner = t.ArgMax(rows, axis=-1, keepdims=1)
+    winner = winning(rows, axis=-1, keepdims=1)
     width = t.Squeeze(t.Shape(rows, start=-1), [0])
     won = t.number(t.Equal(winner, t.Range(0, width, 1)))
     back = t.Transpose(t.Reshape(won, t.Shape(last)), perm=[int(i) for i in np.argsort(order)])
     return t.Mul(r, back)
 
 
-def _axes(t: Tape, x: Tensor, axes: Tensor | None) -> list[int]:
+def _axes(t: Tape, x: Tensor, axes: Tensor | None, none_is_none: int) -> list[int]:
     """The reduced axes, counted from the end; all if none are named, which the batch forbids."""
     rank = t.rank(x)
-    named = t.integers(axes, "axes") or [*range(rank)]
+    named = t.integers(axes, "axes") or ([] if none_is_none else [*range(rank)])
     counted = sorted(a % rank - rank for a in named)
     if -rank in counted:
         raise UnsupportedError("it reduces over the batch axis")

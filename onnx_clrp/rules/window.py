@@ -17,12 +17,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Window:
-    """A window of `kernel` that slides over the spatial axes; `pads` as ONNX has them."""
+    """A window of `kernel` that slides over the spatial axes; `pads` as ONNX has them.
+
+    `auto` is SAME_UPPER or SAME_LOWER where the pads follow from sizes that only the run will tell;
+    `pads` are 0 then.
+    """
 
     kernel: tuple[int, ...]
     strides: tuple[int, ...]
     pads: tuple[int, ...]
     dilations: tuple[int, ...]
+    auto: str | None = None
 
     @classmethod
     def of(
@@ -31,15 +36,27 @@ class Window:
         strides: Sequence[int] | None,
         pads: Sequence[int] | None,
         dilations: Sequence[int] | None,
+        auto_pad: str = "NOTSET",
     ) -> Window:
         """The window of a node's attributes, with ONNX's defaults for those left out."""
         n = len(kernel)
-        return cls(
+        window = cls(
             tuple(kernel),
             tuple(strides or (1,) * n),
             tuple(pads or (0,) * (2 * n)),
             tuple(dilations or (1,) * n),
         )
+        return window._same(auto_pad) if auto_pad.startswith("SAME") else window
+
+    def _same(self, auto: str) -> Window:
+        """The window with pads that keep the size, which a stride makes depend on the size."""
+        if set(self.dilations) != {1}:
+            raise UnsupportedError(f"auto_pad={auto} with dilations: runtimes do not agree on it")
+        if any(k < s - 1 for k, s in zip(self.kernel, self.strides, strict=True)):
+            raise UnsupportedError(f"auto_pad={auto} with windows that leave out what it crops")
+        if set(self.strides) != {1}:
+            return replace(self, pads=(0,) * len(self.pads), auto=auto)
+        return replace(self, pads=tuple(same_pads([k - 1 for k in self.kernel], auto)))
 
     @property
     def axes(self) -> range:
@@ -67,7 +84,8 @@ class Window:
             x,
             w,
             strides=self.strides,
-            pads=self.pads,
+            pads=None if self.auto else self.pads,
+            auto_pad=self.auto,
             dilations=self.dilations,
             group=group,
             kernel_shape=self.kernel,
@@ -88,18 +106,33 @@ class Window:
             output_padding=output_padding,
         )
 
+    def beginning(self, t: Tape, x: Tensor, y: Tensor) -> Sizes:
+        """The padding in front of each axis, a tensor where only the run will tell it."""
+        if self.auto is None:
+            return np.array(self.begin)
+        reach = t.Mul(t.Sub(t.sizes(y, self.axes), [1] * len(self.kernel)), [*self.strides])
+        total = t.Max(t.Sub(t.Add(reach, [*self.extent]), t.sizes(x, self.axes)), 0)
+        half = t.Div(total, 2)
+        return half if self.auto == "SAME_UPPER" else t.Sub(total, half)
+
     def overhanging(self, t: Tape, x: Tensor, y: Tensor) -> Window:
-        """The same window with room behind for those that ceil_mode lets hang over the end."""
+        """The same window with room behind for those that ceil_mode lets hang over the end.
+
+        Of an open size as much as there can be, which may make room for a window too many.
+        """
         size, out = t.dims(x, self.axes), t.dims(y, self.axes)
+        if self.auto:  # all of its windows fit
+            return self
         if size is None or out is None:
-            raise UnsupportedError("ceil_mode with a size that is known only at run time")
+            end = [e + stride - 1 for e, stride in zip(self.end, self.strides, strict=True)]
+            return replace(self, pads=(*self.begin, *end))
         needed = [
             (o - 1) * stride + extent - n - b
             for o, stride, extent, n, b in zip(
                 out, self.strides, self.extent, size, self.begin, strict=True
             )
         ]
-        end = (max(e, n) for e, n in zip(self.end, needed, strict=True))
+        end = [max(e, n) for e, n in zip(self.end, needed, strict=True)]
         return replace(self, pads=(*self.begin, *end))
 
     def refuse_late_start(self, t: Tape, x: Tensor) -> None:
@@ -107,6 +140,9 @@ class Window:
 
         ONNX counts such a window and runtimes do not, so that they contradict themselves.
         """
+        late = "ceil_mode starts a window in the padding"
+        if self.auto and any(k < s for k, s in zip(self.kernel, self.strides, strict=True)):
+            raise UnsupportedError(late)
         for n, k, s, b, e in zip(
             t.dims(x, self.axes) or [],
             self.extent,
@@ -115,8 +151,8 @@ class Window:
             self.end,
             strict=False,
         ):
-            if -(-(n + b + e - k) // s) * s >= n + b:
-                raise UnsupportedError("ceil_mode starts a window in the padding")
+            if not self.auto and -(-(n + b + e - k) // s) * s >= n + b:
+                raise UnsupportedError(late)
 
     def adjoint(
         self, t: Tape, s: Tensor, w: Tensor, x: Tensor, y: Tensor, group: int = 1
@@ -127,19 +163,20 @@ class Window:
         leaves others to the CPU; what that puts in front or behind is cut off.
         """
         shift = [min(b, e) for b, e in zip(self.begin, self.end, strict=True)]
-        cut = np.array(self.begin) - shift
+        front = np.array(self.begin) - shift
         size, exact = t.sizes(x, self.axes), False
         extra = [stride - 1 for stride in self.strides]
         known, out = t.dims(x, self.axes), t.dims(y, self.axes)
-        if known is not None and out is not None:
+        if known is not None and out is not None and self.auto is None:
             reach = [
                 (o - 1) * stride + extent - 2 * m
                 for o, stride, extent, m in zip(out, self.strides, self.extent, shift, strict=True)
             ]
-            extra = [max(0, c + n - r) for c, n, r in zip(cut, known, reach, strict=True)]
-            exact = not cut.any() and [r + e for r, e in zip(reach, extra, strict=True)] == known
+            extra = [max(0, c + n - r) for c, n, r in zip(front, known, reach, strict=True)]
+            exact = not front.any() and [r + e for r, e in zip(reach, extra, strict=True)] == known
         symmetric = replace(self, pads=tuple(shift * 2))
         full = symmetric.spread(t, s, w, group, [int(e) for e in extra])
+        cut = self.beginning(t, x, y) if self.auto else front
         return full if exact else t.Slice(full, cut, t.Add(cut, size), [*self.axes])
 
     def patches(self, t: Tape, x: Tensor, y: Tensor, fill: float) -> list[Tensor]:
@@ -147,8 +184,10 @@ class Window:
         n, rank = len(self.kernel), t.rank(x)
         # Behind, room for a window that ceil_mode lets hang over.
         behind = [e + s for e, s in zip(self.end, self.strides, strict=True)]
-        pads = [*[0] * (rank - n), *self.begin, *[0] * (rank - n), *behind]
-        padded = t.Pad(x, pads, fill)
+        if self.auto:
+            behind = [*self.extent]
+        none = [0] * (rank - n)
+        padded = t.Pad(x, t.Concat(none, self.beginning(t, x, y), none, behind, axis=0), fill)
         span = t.Add(t.Mul(t.Sub(t.sizes(y, self.axes), [1] * n), [*self.strides]), [1] * n)
         return [
             t.Slice(padded, start, t.Add(start, span), [*self.axes], [*self.strides])
@@ -165,3 +204,9 @@ class Window:
         shape = t.Concat([-1, len(parts)], t.sizes(y, self.axes), axis=0)
         one_hot = np.eye(len(parts), dtype=np.float32).reshape(len(parts), 1, *self.kernel)
         return t.like(self.adjoint(t, t.Reshape(stacked, shape), t.operand(one_hot), x, y), x)
+
+
+def same_pads(totals: Sequence[int], auto: str) -> list[int]:
+    """Pads that add up to `totals`; of an odd one SAME_UPPER puts the larger half behind."""
+    small, large = [n // 2 for n in totals], [n - n // 2 for n in totals]
+    return small + large if auto == "SAME_UPPER" else large + small

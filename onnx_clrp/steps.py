@@ -1,0 +1,100 @@
+"""A step: a node on the way from the input to the logits, as the rules see it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from onnx.helper import tensor_dtype_to_np_dtype
+
+from onnx_clrp.facts import Facts, Tensor, reads
+from onnx_clrp.rules import find_rule
+
+
+@dataclass(frozen=True)
+class Step:
+    """A node on the way from the input to the logits, as the rules see it.
+
+    Attributes:
+        op, domain, name: of the node.
+        inputs: its inputs, None for one left out; a Pad in front may have been folded away.
+        outputs: its outputs.
+        attributes: ONNX's, with `auto_pad` resolved.
+        signs: of the per-channel scales that follow a linear map and belong to it, if any is not
+            positive.
+        scales: further ones that are single numbers and known only at run time.
+        gate: which operand of a product only scales the other, and takes no relevance.
+        doubt: why relevance cannot pass after all; None if it can.
+        other_type: the type that it calculates in, if that is not float32.
+        origin: what the model has in this place, where that is another operator.
+    """
+
+    op: str
+    domain: str
+    name: str
+    inputs: tuple[Tensor | None, ...]
+    outputs: tuple[Tensor, ...]
+    attributes: dict[str, Any] = field(default_factory=dict)
+    signs: NDArray[np.float32] | None = None
+    scales: tuple[Tensor, ...] = ()
+    gate: int | None = None
+    doubt: str | None = None
+    other_type: str | None = None
+    origin: str | None = None
+
+    @property
+    def linear(self) -> bool:
+        """Is it a linear map with weights?"""
+        rule = find_rule(self.op, self.domain)
+        return rule is not None and rule.linear
+
+    @property
+    def operator(self) -> str:
+        """The operator that the model has here, with its domain if that is not ONNX's."""
+        return self.origin or ".".join(filter(None, (self.domain, self.op)))
+
+    @property
+    def receivers(self) -> tuple[Tensor, ...]:
+        """The inputs that may take relevance."""
+        return tuple(x for i, x in enumerate(self.inputs) if x is not None and i != self.gate)
+
+    def __str__(self) -> str:
+        """The name that an error or a table calls it by."""
+        return self.name or f"(unnamed, writes {self.outputs[0].name})"
+
+
+def step_of(node: gs.Node, facts: Facts) -> Step:
+    """The node as a step; control flow also has for inputs what it takes from outside."""
+    flows = any(isinstance(value, gs.Graph) for value in node.attrs.values())
+    return Step(
+        op=node.op,
+        domain="" if node.domain in (None, "ai.onnx") else node.domain,
+        name=node.name,
+        inputs=tuple(x if x.name else None for x in (node.inputs, [*reads(node)])[flows]),
+        outputs=tuple(node.outputs),
+        attributes=dict(node.attrs),
+        other_type=_other_type(node.outputs[0]) if node.outputs else None,
+        origin=facts.reals.origins.get(node.outputs[0].name) if node.outputs else None,
+    )
+
+
+def between(steps: Iterable[Step], ends: set[str], facts: Facts) -> list[Step]:
+    """The steps through which relevance can go from the ends back to the input."""
+    needed, path = set(ends), []
+    for step in reversed([*steps]):
+        if any(y.name in needed and facts.carries(y) for y in step.outputs):
+            path.append(step)
+            needed.update(x.name for x in step.receivers if facts.carries(x))
+    return path[::-1]
+
+
+def _other_type(y: Tensor) -> str | None:
+    """The tensor's type, if it is known and is not float32."""
+    if not y.dtype:  # unknown, or no tensor
+        return None
+    dtype = y.dtype if not isinstance(y.dtype, int) else tensor_dtype_to_np_dtype(y.dtype)
+    return None if np.dtype(dtype) == np.float32 else np.dtype(dtype).name
