@@ -10,6 +10,7 @@ import pytest
 
 import onnx_clrp
 from onnx_clrp import rules
+from onnx_clrp.quantised_operators import READERS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = Path(onnx_clrp.__file__).parent
@@ -55,6 +56,12 @@ def test_the_examples_of_the_page_on_rules_run(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_example_is_of_an_operator_without_a_rule() -> None:
     assert rules.find_rule("CumSum") is None
+
+
+def test_every_quantised_operator_stands_in_the_table_of_what_is_read_as_another() -> None:
+    table = rows("docs/rules.md", "What is read as something else")
+    documented = [op for cells in table for op in quoted(cells[0])]
+    assert sorted(documented) == sorted(READERS)
 
 
 def test_every_module_stands_in_the_table_of_the_house_once() -> None:

@@ -66,6 +66,17 @@ def test_random_weights_are_exported_and_explained(tmp_path: Path, exporter: str
     assert load(out).graph.input[0].type.tensor_type.shape.dim[0].dim_param
 
 
+@pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+def test_what_one_file_cannot_hold_gets_a_data_file(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, exporter: str
+) -> None:
+    monkeypatch.setattr("onnx_clrp.model._FITS", 2**20)
+    weights = ("--weights", folder / "seven.pth", *SIZE, "--exporter", exporter)
+    assert run("export", NAME, tmp_path / "out.onnx", *weights).status == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.onnx", "out.onnx.data"]
+    assert json.loads(run("inspect", tmp_path / "out.onnx", "--json").out)["classes"] == 7
+
+
 @pytest.mark.parametrize("file", ["seven.pth", "plain"])
 def test_a_state_dict_says_how_many_classes_there_are(
     tmp_path: Path, folder: Path, file: str

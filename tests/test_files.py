@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from onnx_clrp.errors import ClrpError
-from onnx_clrp.files import open_whole, safe_name, write_whole
+from onnx_clrp.files import open_together, open_whole, safe_name, write_whole
 
 
 def write_half(path: Path, failure: BaseException) -> None:
@@ -68,6 +68,63 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
         assert caught.value.exit_status == 1
     assert sorted(os.listdir(tmp_path)) == ["folder", "pipe"]
+
+
+def write_both(first: Path, second: Path) -> None:
+    with open_together(first, second) as (a, b):
+        b.write(b"new second")
+        a.write(b"new first")
+
+
+def test_two_files_are_written_together(tmp_path: Path) -> None:
+    (tmp_path / "b").write_bytes(b"old")
+    write_both(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == b"new first"
+    assert (tmp_path / "b").read_bytes() == b"new second"
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
+
+
+@pytest.mark.parametrize("spoilt", ["a", "b"])
+def test_of_two_files_none_is_written_if_one_cannot_be(tmp_path: Path, spoilt: str) -> None:
+    (tmp_path / spoilt).mkdir()
+    with pytest.raises(ClrpError, match=r"cannot write '.*b': a folder has that name"):
+        write_both(tmp_path / "a", tmp_path / "b")
+    assert os.listdir(tmp_path) == [spoilt]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_what_was_put_in_place_first_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    replace = os.replace
+
+    def refuse(source: Path, target: Path) -> None:
+        if target.name == "b":
+            raise PermissionError(13, "Permission denied")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    (tmp_path / "kept").write_bytes(b"old")
+    if links:
+        (tmp_path / "a").symlink_to("kept")
+    with pytest.raises(ClrpError, match="Permission denied"):
+        write_both(tmp_path / "a", tmp_path / "b")
+    assert sorted(os.listdir(tmp_path)) == [*["a"] * links, "kept"]
+    assert (tmp_path / "kept").read_bytes() == b"old"
+    assert not links or os.readlink(tmp_path / "a") == "kept"
+
+
+def test_where_files_have_one_name_only_they_are_replaced_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    (tmp_path / "a").write_bytes(b"old")
+    write_both(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "a").read_bytes() == b"new first"
+    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
 def test_a_link_is_replaced_and_not_followed(tmp_path: Path) -> None:

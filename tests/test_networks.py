@@ -2,43 +2,43 @@
 
 from __future__ import annotations
 
-import io
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import pytest
-from numpy.typing import NDArray
-from onnx import helper
 
 import onnx_clrp
-from onnx_clrp.sessions import open_session
 
 torch = pytest.importorskip("torch", reason="the networks are PyTorch's")
 pytest.importorskip("torchvision", reason="the networks are torchvision's")
 
-from reference.network import Reference, count_differences, explain
-from reference.networks import BOUNDS, NAMES, initialise, make, photographs
+from networks_support import (
+    CONSERVES,
+    CONTRAST_AGREES,
+    EXPORTERS,
+    METHODS,
+    RULES,
+    UNCHANGED,
+    Case,
+    Subject,
+    change_of_logits,
+    distance,
+    exported,
+    open_part,
+    outputs,
+    report,
+    run,
+    same,
+    too_far,
+)
+from reference.network import count_differences
+from reference.networks import NAMES, initialise, make, photographs
 from torch import Tensor, nn
 
-Floats = NDArray[np.float32]
-Integers = NDArray[np.int64]
-
-EXPORTERS = ("dynamo", "torchscript")
-METHODS = ("lrp", "clrp1", "clrp2")
-RULES = ("default", "paper")
-
-R_AGREES = 1e-5
-CONTRAST_AGREES = 1e-4
 VGG_CONTRAST_AGREES = 5e-3
 """Class maps of a VGG are collinear to 1e-4: its contrast has four digits less than R."""
 
-CONSERVES = 1e-4
-UNCHANGED = 1e-5
 CLASSES = 50
 """Of the small networks: enough for two logits far from zero."""
 
@@ -102,135 +102,44 @@ BUILDERS: Mapping[str, Callable[[], nn.Module]] = {
 }
 
 
-@dataclass(frozen=True)
-class Case:
-    """A network, what it is shown and asked, and how near its contrast must come."""
+def built(name: str, size: int) -> nn.Module:
+    """The network with seeded weights."""
+    if name in NAMES:
+        return make(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # The constructors draw too; what they draw is overwritten.
+        net = BUILDERS[name]().eval().requires_grad_(False)
+    initialise(net, size=size)
+    return net
 
-    name: str
-    size: int
-    samples: int = 1
-    targets: int = 2
-    rules: tuple[str, ...] = ("default",)
-    contrast_agrees: float = CONTRAST_AGREES
 
-    def build(self) -> nn.Module:
-        """The network with seeded weights."""
-        if self.name in NAMES:
-            return make(self.name)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)  # The constructors draw too; what they draw is overwritten.
-            net = BUILDERS[self.name]().eval().requires_grad_(False)
-        initialise(net, size=self.size)
-        return net
+def case(name: str, size: int, samples: int = 1, **options: Any) -> Case:
+    """A network and pictures, other ones than BatchNorm's statistics come from."""
+    return Case(
+        name,
+        make=lambda: built(name, size),
+        show=lambda: photographs(samples, size, seed=5),
+        **options,
+    )
 
 
 SMALL = (
-    *(Case(name, 32, samples=3, rules=RULES) for name in BUILDERS),
-    Case("alexnet", 224),
-    Case("squeezenet1_1", 96, samples=2),
-    Case("googlenet", 64, rules=RULES),
-    Case("googlenet_transform", 64),
-    Case("resnet18", 64, samples=2, rules=RULES),
+    *(case(name, 32, samples=3, rules=RULES) for name in BUILDERS),
+    case("alexnet", 224),
+    case("squeezenet1_1", 96, samples=2),
+    case("googlenet", 64, rules=RULES),
+    case("googlenet_transform", 64),
+    case("resnet18", 64, samples=2, rules=RULES),
 )
 LARGE = (
-    Case("resnet50", 96),
-    Case("vgg16", 224, targets=1, contrast_agrees=VGG_CONTRAST_AGREES),
-    Case("vgg16_bn", 224, targets=1, contrast_agrees=VGG_CONTRAST_AGREES),
+    case("resnet50", 96),
+    case("vgg16", 224, targets=1, contrast_agrees=VGG_CONTRAST_AGREES),
+    case("vgg16_bn", 224, targets=1, contrast_agrees=VGG_CONTRAST_AGREES),
 )
 CASES = [
-    *(pytest.param(case, id=case.name) for case in SMALL),
-    *(pytest.param(case, id=case.name, marks=pytest.mark.slow) for case in LARGE),
+    *(pytest.param(c, id=c.name) for c in SMALL),
+    *(pytest.param(c, id=c.name, marks=pytest.mark.slow) for c in LARGE),
 ]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One float32 run of an explainer.
-
-    Attributes:
-        logits: the model's own output.
-        maps: relevance `[N, k, 3, H, W]` by the name of its output.
-        winners: of every max pool, as the reference takes them.
-    """
-
-    logits: Floats
-    maps: dict[str, Floats]
-    winners: list[Integers]
-
-
-@dataclass
-class Subject:
-    """A network with its exports, its pictures and what the reference says of them."""
-
-    case: Case
-    models: dict[str, onnx.ModelProto] = field(default_factory=dict)
-    runs: dict[tuple[str, str, str], Run] = field(default_factory=dict)
-    references: dict[tuple[str, str], list[tuple[list[Integers], Reference]]] = field(
-        default_factory=dict
-    )
-
-    @cached_property
-    def net(self) -> nn.Module:
-        """The network in float32."""
-        return self.case.build()
-
-    @cached_property
-    def pictures(self) -> Floats:
-        """The pictures `[N, 3, H, W]`, other ones than BatchNorm's statistics come from."""
-        return photographs(self.case.samples, self.case.size, seed=5)
-
-    @cached_property
-    def targets(self) -> Integers:
-        """The top classes of each picture, `[N, k]`: their logits are far from zero."""
-        return self.net(torch.from_numpy(self.pictures)).topk(self.case.targets).indices.numpy()
-
-    def model(self, exporter: str) -> onnx.ModelProto:
-        """The network as that exporter writes it."""
-        if exporter not in self.models:
-            self.models[exporter] = exported(self.net, self.pictures[:1], exporter)
-        return self.models[exporter]
-
-    def explainer(self, exporter: str, method: str, rules: str) -> onnx.ModelProto:
-        """The network's explainer, with the signed contrast and its parts."""
-        return onnx_clrp.convert(
-            self.model(exporter),
-            method=method,
-            rules=rules,
-            input_range=BOUNDS,
-            signed=True,
-            parts=method != "lrp",
-        )
-
-    def run(self, exporter: str, method: str, rules: str) -> Run:
-        """The maps of the top classes in float32."""
-        key = (exporter, method, rules)
-        if key not in self.runs:
-            self.runs[key] = run(self.explainer(*key), self.pictures, self.targets)
-        return self.runs[key]
-
-    def reference(self, method: str, rules: str, winners: list[Integers]) -> Reference:
-        """The float64 maps `[N k, 3, H, W]` for these max-pool winners.
-
-        LRP's map is the concept of either contrast, and not calculated again.
-        """
-        key = ("clrp2" if method == "lrp" else method, rules)
-        known = self.references.setdefault(key, [])
-        for seen, answer in known:
-            if same(seen, winners):
-                return answer
-        known.append((winners, self._explained(*key, winners)))
-        return known[-1][1]
-
-    def _explained(self, method: str, rules: str, winners: list[Integers]) -> Reference:
-        return explain(
-            self.net,
-            np.repeat(self.pictures, self.case.targets, axis=0),
-            self.targets.reshape(-1),
-            method=method,
-            bounds=BOUNDS,
-            rules=rules,
-            winners=[np.repeat(w, self.case.targets, axis=0) for w in winners],
-        )
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -248,98 +157,6 @@ def _two_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-# -- exporting and running ---------------------------------------------------------------------
-
-
-def exported(
-    net: nn.Module, example: Floats, exporter: str, dynamic: Mapping[int, str] | None = None
-) -> onnx.ModelProto:
-    """The network as ONNX from one of PyTorch's two exporters, the batch dynamic or more."""
-    names = {0: "batch"} if dynamic is None else dict(dynamic)
-    pair = (torch.from_numpy(np.repeat(example, 2, axis=0)),)
-    if exporter == "dynamo":
-        shapes = ({axis: torch.export.Dim(name) for axis, name in names.items()},)
-        program = torch.onnx.export(
-            net, pair, dynamo=True, input_names=["x"], dynamic_shapes=shapes, verbose=False
-        )
-        return program.model_proto
-    file = io.BytesIO()
-    torch.onnx.export(net, pair, file, dynamo=False, input_names=["x"], dynamic_axes={"x": names})
-    return onnx.load_model_from_string(file.getvalue())
-
-
-def run(explainer: onnx.ModelProto, pictures: Floats, targets: Integers) -> Run:
-    """Run an explainer, with what its forward max pools take and give as further outputs."""
-    known = [y.name for y in explainer.graph.output]
-    maps = [n for n in known if n.startswith("relevance") and n != "relevance_target"]
-    pools = [node for node in explainer.graph.node if node.op_type == "MaxPool"]
-    watched = sorted({name for pool in pools for name in (pool.input[0], pool.output[0])})
-    explainer.graph.output.extend(
-        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)
-        for name in watched
-        if name not in known
-    )
-    session, _ = open_session(explainer, "cpu")
-    names = [known[0], *maps, *watched]
-    values = dict(zip(names, session.run(names, {"x": pictures, "target": targets}), strict=True))
-    winners = [first_maxima(pool, values[pool.input[0]], values[pool.output[0]]) for pool in pools]
-    return Run(values[known[0]], {name: values[name] for name in maps}, winners)
-
-
-def first_maxima(pool: onnx.NodeProto, x: Floats, y: Floats) -> Integers:
-    """For each window of a two-dimensional max pool the flat index of its first maximum in `x`."""
-    known = {a.name: helper.get_attribute_value(a) for a in pool.attribute}
-    assert set(known.get("dilations", [1])) == {1}
-    kernel, strides = known["kernel_shape"], known.get("strides", [1, 1])
-    begin = known.get("pads", [0, 0])[:2]
-    # Behind, room for a window that ceil_mode lets hang over.
-    room = [(b, k + s) for b, k, s in zip(begin, kernel, strides, strict=True)]
-    padded = np.pad(x, [(0, 0), (0, 0), *room], constant_values=-np.inf)
-    row, column = np.ogrid[: y.shape[2], : y.shape[3]]
-    row, column = row * strides[0], column * strides[1]
-    best = np.full_like(y, -np.inf)
-    winner = np.zeros(y.shape, np.int64)
-    for i, j in np.ndindex(*kernel):
-        value = padded[:, :, row + i, column + j]
-        leads = value > best
-        np.copyto(best, value, where=leads)
-        flat = (row + i - begin[0]) * x.shape[3] + column + j - begin[1]
-        np.copyto(winner, flat, where=leads)
-    np.testing.assert_array_equal(best, y)
-    return winner
-
-
-def same(a: Sequence[Integers], b: Sequence[Integers]) -> bool:
-    """Are these the same winners?"""
-    return all(np.array_equal(v, w) for v, w in zip(a, b, strict=True))
-
-
-def distance(out: Floats, wanted: Tensor) -> float:
-    """The largest ‖out - ref‖ / ‖ref‖ of the maps `[3, H, W]` in `out` `[N, k, 3, H, W]`."""
-    reference = wanted.numpy()
-    off = (out.reshape(reference.shape) - reference).reshape(len(reference), -1)
-    size = np.linalg.norm(reference.reshape(len(reference), -1), axis=1)
-    return float((np.linalg.norm(off, axis=1) / size).max())
-
-
-def outputs(model: onnx.ModelProto, feeds: dict[str, NDArray[np.generic]]) -> Floats:
-    """The model's first output, every node run as it is written."""
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    run_options = onnxruntime.RunOptions()
-    run_options.only_execute_path_to_fetches = True
-    return session.run([model.graph.output[0].name], feeds, run_options)[0]
-
-
-def report(line: str) -> None:
-    """Say it in the captured output of the test, where `pytest -rP` shows it."""
-    sys.stdout.write(f"{line}\n")
-
-
 def skip_other_rules(case: Case, rules: str) -> None:
     """Only some networks are judged by both rule sets."""
     if rules not in case.rules:
@@ -354,19 +171,7 @@ def skip_other_rules(case: Case, rules: str) -> None:
 @pytest.mark.parametrize("exporter", EXPORTERS)
 def test_maps_agree_with_float64(subject: Subject, exporter: str, method: str, rules: str) -> None:
     skip_other_rules(subject.case, rules)
-    out = subject.run(exporter, method, rules)
-    reference = subject.reference(method, rules, out.winners)
-    if method == "lrp":
-        wanted = {"relevance": (reference.concept, R_AGREES)}
-    else:
-        wanted = {
-            "relevance": (reference.relevance, subject.case.contrast_agrees),
-            "relevance_concept": (reference.concept, R_AGREES),
-            "relevance_dual": (reference.dual, R_AGREES),
-        }
-    off = {name: distance(out.maps[name], tensor) for name, (tensor, _) in wanted.items()}
-    report(", ".join(f"{name} {value:.1e}" for name, value in off.items()))
-    assert {name for name, value in off.items() if value > wanted[name][1]} == set()
+    assert too_far(subject, exporter, method, rules) == {}
 
 
 @pytest.mark.parametrize("rules", RULES)
@@ -375,12 +180,7 @@ def test_lrp_hands_on_or_absorbs_the_whole_logit(
     subject: Subject, exporter: str, rules: str
 ) -> None:
     skip_other_rules(subject.case, rules)
-    out = subject.run(exporter, "lrp", rules)
-    reference = subject.reference("lrp", rules, out.winners)
-    arrived = out.maps["relevance"].sum(axis=(2, 3, 4), dtype=np.float64).reshape(-1)
-    open_part = (arrived + reference.absorbed.numpy()) / reference.seed.numpy() - 1
-    report(f"open by {np.abs(open_part).max():.1e}")
-    assert np.abs(open_part).max() <= CONSERVES
+    assert open_part(subject, exporter, rules) <= CONSERVES
 
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
@@ -412,10 +212,7 @@ def test_the_logits_are_bit_equal_where_nothing_is_optimised(
 
 @pytest.mark.parametrize("exporter", EXPORTERS)
 def test_the_logits_are_unchanged_by_optimisation(subject: Subject, exporter: str) -> None:
-    session, _ = open_session(subject.model(exporter), "cpu")
-    (before,) = session.run(None, {"x": subject.pictures})
-    after = subject.run(exporter, "clrp2", "default").logits
-    assert np.abs(after - before).max() <= UNCHANGED * np.abs(before).max()
+    assert change_of_logits(subject, exporter, "clrp2") <= UNCHANGED
 
 
 # -- sizes -------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from onnx_clrp import Explainer, Preprocessing, UnsupportedError, convert
+from onnx_clrp import Explainer, Preprocessing
 from onnx_clrp.check import check
 
 pytestmark = pytest.mark.data
@@ -44,12 +44,6 @@ FLOAT_MODELS = {
     "doodlenet": Preprocessing.preset("unit", channels="grey"),
 }
 """The float models, and how pictures become their input."""
-
-INTEGER_MODELS = {
-    "mobilenet_v2_int8_qoperator": {"QLinearConv", "com.microsoft.QLinearAdd"},
-    "mobilenet_v2_int8_qdq_nhwc": {"QuantizeLinear", "DequantizeLinear"},
-}
-"""The quantised models, and operators of theirs that have no rule."""
 
 
 # -- zebras and elephants ----------------------------------------------------------------------
@@ -159,12 +153,3 @@ def test_an_explainer_of_a_float_model_keeps_its_promises(data: Path, model: str
         f"relevance {report.distance:.1e} from float64, outputs {report.outputs}\n"
     )
     assert report.faults == []
-
-
-@pytest.mark.parametrize("model", INTEGER_MODELS)
-def test_an_integer_model_is_refused_with_every_gap(data: Path, model: str) -> None:
-    with pytest.raises(UnsupportedError) as caught:
-        convert(data / "models" / f"{model}.onnx")
-    refused = {operator for _, operator, _ in caught.value.gaps}
-    assert refused >= INTEGER_MODELS[model]
-    assert all(node in str(caught.value) for node, _, _ in caught.value.gaps)

@@ -227,13 +227,6 @@ def test_control_flow_that_takes_the_input_from_outside_is_refused() -> None:
         convert(model(nodes, [1, 3, 6, 6], {"yes": np.array(True)}), input_range=(0, 1))
 
 
-def test_a_product_that_copies_the_data_is_refused() -> None:
-    nodes = [node("MatMul", "x M", "m"), node("ReduceSum", "m axes", "y", keepdims=0)]
-    constants = {"M": np.ones((1, 2, 4, 5), np.float32), "axes": np.int64([1, 2])}
-    with pytest.raises(UnsupportedError, match="one that copies"):
-        convert(model(nodes, [2, 1, 3, 4], constants), input_range=(0, 1), method="lrp")
-
-
 def test_a_contrast_needs_a_classifier_layer() -> None:
     nodes = [node("GlobalAveragePool", "x", "g"), node("Flatten", "g", "y")]
     with pytest.raises(ModelError, match="no linear map that could be the classifier layer"):
@@ -265,22 +258,10 @@ def test_a_scale_of_unknown_sign_is_refused() -> None:
         convert(model(nodes, [1, 3, 6, 6]), input_range=(0, 1))
 
 
-def test_half_precision_is_refused_by_name() -> None:
-    nodes = [
-        node("Cast", "x", "h", to=TensorProto.FLOAT16),
-        node("Conv", "h H", "f0"),
-        node("Cast", "f0", "f", to=TensorProto.FLOAT),
-        *classified("f"),
-    ]
-    made = model(nodes, [1, 3, 6, 6], {"H": FILTERS.astype(np.float16)})
-    with pytest.raises(UnsupportedError, match=r"n_f0 +Conv +it calculates in float16"):
-        convert(made, input_range=(0, 1))
-
-
 def test_every_gap_is_named_and_nothing_that_only_follows() -> None:
     nodes = [
         node("Conv", "x V", "f"),
-        node("Erf", "f", "odd"),
+        node("Cos", "f", "odd"),
         node("GlobalAveragePool", "odd", "g"),
         node("Flatten", "g", "flat"),
         node("Gemm", "flat W", "l"),
@@ -288,7 +269,7 @@ def test_every_gap_is_named_and_nothing_that_only_follows() -> None:
     ]
     with pytest.raises(UnsupportedError) as caught:
         convert(model(nodes, [1, 3, 6, 6]), input_range=(0, 1))
-    assert [(name, op) for name, op, _ in caught.value.gaps] == [("n_odd", "Erf"), ("n_y", "Sin")]
+    assert [(name, op) for name, op, _ in caught.value.gaps] == [("n_odd", "Cos"), ("n_y", "Sin")]
 
 
 @pytest.mark.parametrize("given", [5, ([0, 0], [1, 1]), ([0] * 5, [1] * 5), (1, 0), ("a", "b")])

@@ -1,0 +1,248 @@
+"""What random graphs and reviewers found: each kept as the smallest graph that showed it."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx.parser
+import pytest
+from numpy.typing import NDArray
+
+from onnx_clrp import UnsupportedError
+from onnx_clrp.testing import redistribute
+
+Floats = NDArray[np.float32]
+SIGNED = """<float[2,2,1] w = {1,1,-1,-2}, float[2,1] s = {1,-1}, int64[1] a = {3},
+    int64[3] sh = {-1,2,3}>"""
+
+
+def handed(form: str, constants: str, body: str, x: Floats, r: Floats, **options: object) -> Floats:
+    """The relevance of `x` in a graph of opset 21."""
+    text = f'<ir_version: 9, opset_import: ["": 21]> g {form} {constants} {{ {body} }}'
+    return redistribute(onnx.parser.parse_model(text), {"x": x}, {"y": r}, **options)["x"]
+
+
+def ones(*shape: int) -> Floats:
+    return np.ones(shape, np.float32)
+
+
+@pytest.mark.parametrize("low", [-1.0, -np.inf])
+def test_a_square_may_be_zero(low: float) -> None:
+    found = handed(
+        "(float[1,3] x) => (float[1,3] y)",
+        "<float[3,3] w = {-1,1,0,1,0,1,-1,-1,-1}, float c = {1}>",
+        "q = Mul(x, x) s = Sub(q, c) y = MatMul(s, w)",
+        np.float32([[0, -1, 2]]),
+        ones(1, 1, 3),
+        bounds={"x": (np.float32(low), np.float32(np.inf))},
+    )
+    np.testing.assert_allclose(found, [[[1, 0, 0]]], atol=1e-6)  # s = (-1, 0, 3)
+
+
+@pytest.mark.parametrize("sizes", ["N,2,3", "1,2,3", "N,2,L"])
+def test_signs_are_folded_behind_axes_that_come_and_go(sizes: str) -> None:
+    found = handed(
+        f"(float[{sizes}] x) => (float[p,q,r] y)",
+        SIGNED,
+        "h = Conv(x, w) u = Unsqueeze(h, a) t = Squeeze(u, a) y = Mul(t, s)",
+        np.float32([[[1, 2, 3], [1, 1, 2]]]),
+        ones(1, 1, 2, 3),
+    )
+    wanted = [[[[5 / 6, 7 / 6, 36 / 35], [7 / 6, 5 / 6, 34 / 35]]]]
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+def test_signs_whose_channels_are_lost_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="where its channels lie is not known"):
+        handed(
+            "(float[N,2,3] x) => (float[p,q,r] y)",
+            SIGNED,
+            "h = Conv(x, w) u = Flatten<axis=2>(h) t = Reshape(u, sh) y = Mul(t, s)",
+            np.float32([[[1, 2, 3], [1, 1, 2]]]),
+            ones(1, 1, 2, 3),
+        )
+
+
+def test_a_broadcast_between_open_sizes_is_added_up() -> None:
+    text = """<ir_version: 9, opset_import: ["": 19]> g (float[a,b,c] x, float[d,e,f] z) =>
+        (float[g,h,i] y) { y = Add(z, x) }"""
+    feeds = {"x": ones(1, 2, 2), "z": ones(1, 1, 1)}
+    found = redistribute(onnx.parser.parse_model(text), feeds, {"y": ones(1, 1, 2, 2)})
+    np.testing.assert_allclose(found["z"], np.full((1, 1, 1, 1), 2.0))
+    np.testing.assert_allclose(found["x"], np.full((1, 1, 2, 2), 0.5))
+
+
+def test_windows_that_leave_elements_out_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="leave out what it crops"):
+        handed(
+            "(float[1,1,6] x) => (float[1,1,2] y)",
+            "",
+            'y = AveragePool<auto_pad="SAME_UPPER", kernel_shape=[1], strides=[3]>(x)',
+            np.arange(1, 7, dtype=np.float32).reshape(1, 1, 6),
+            ones(1, 1, 1, 2),
+        )
+
+
+def test_a_slice_of_the_open_batch_keeps_the_bounds() -> None:
+    found = handed(
+        "(float[N,6,5] x) => (float[a,b,c] y)",
+        "<int64[1] s={-2}, int64[1] e={-9999}, int64[1] ax={0}, int64[1] st={-1}>",
+        "t = Slice(x, s, e, ax, st) y = GlobalMaxPool(t)",
+        np.arange(90, dtype=np.float32).reshape(3, 6, 5),
+        ones(1, 2, 6, 1),
+        bounds={"x": (np.zeros((1, 6, 1)), np.full((1, 6, 1), 90.0))},
+    )
+    assert found.sum() == 12
+    assert found[0, 2].sum() == 0
+
+
+def test_bounds_go_through_a_dropout_channel_by_channel() -> None:
+    x = np.float32([[[0.5], [1.5]]])
+    found = handed(
+        "(float[1,2,1] x) => (float[1,1,1] y)",
+        "<float[1,2,1] w = {1,1}>",
+        "d = Dropout(x) y = Conv(d, w)",
+        x,
+        ones(1, 1, 1, 1),
+        bounds={"x": (np.float32([[[0], [1]]]), np.float32([[[1], [2]]]))},
+    )
+    np.testing.assert_allclose(found, [[[[0.5], [0.5]]]])
+
+
+def test_integers_of_one_axis_are_read() -> None:
+    found = handed(
+        "(float[1,6] x) => (float[1] y)",
+        "<int8[6] q = {-5,-4,-3,-3,-2,3}, float s = {0.5}>",
+        "w = DequantizeLinear(q, s) y = MatMul(x, w)",
+        ones(1, 6),
+        ones(1, 1),
+        bounds={"x": (np.float32(0), np.float32(np.inf))},
+    )
+    np.testing.assert_allclose(found, [[[0, 0, 0, 0, 0, 1]]])
+
+
+def test_a_mean_that_rounding_makes_zero_is_shared_all_the_same() -> None:
+    found = handed(
+        "(float[1,1,1,2] x) => (float[a,b,c,d] y)",
+        "<float s = {0.0625}, uint8 z = {3}>",
+        """t = GlobalAveragePool(x) q = QuantizeLinear(t, s, z) d = DequantizeLinear(q, s, z)
+        y = Neg(d)""",
+        np.float32([[[[0.5, -0.475]]]]),
+        ones(1, 1, 1, 1, 1),
+    )
+    np.testing.assert_allclose(found.reshape(-1), [1, 0])
+
+
+def test_shapes_are_known_behind_a_group_norm() -> None:
+    found = handed(
+        "(float[1,4,2] x) => (float[a,b,c] y)",
+        "<float[4] s = {1,1,1,1}, float[4] b = {0,0,0,0}>",
+        "h = GroupNormalization<num_groups=2>(x, s, b) y = GlobalAveragePool(h)",
+        np.arange(8, dtype=np.float32).reshape(1, 4, 2),
+        ones(1, 1, 4, 1),
+    )
+    assert found.sum() == pytest.approx(4)
+
+
+def test_integers_without_a_zero_point_may_be_negative() -> None:
+    body = "y = MatMul(d, w)"
+    w = "<float[2,2] w = {1,-1,2,-3}, float s = {0.5}>"
+    text = """<ir_version: 9, opset_import: ["": 21]> g (int8[1,2] x) => (float[1,2] y)
+        %s { d = DequantizeLinear(x, s) y = MatMul(d, w) }"""
+    given = {"x": np.int8([[-4, 2]])}
+    found = redistribute(onnx.parser.parse_model(text % w), given, {"y": ones(1, 1, 2)})["x"]
+    wanted = handed(
+        "(float[1,2] d) => (float[1,2] y)".replace(" d)", " x)"),
+        w,
+        body.replace("(d,", "(x,"),
+        np.float32([[-2, 1]]),
+        ones(1, 1, 2),
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["y = Reciprocal(e)", "y = Div(one, e)", "y = Pow(e, minus)"])
+def test_what_turns_a_sign_round_is_refused(form: str) -> None:
+    with pytest.raises(UnsupportedError, match=r"no rule|no gate|not positive"):
+        handed(
+            "(float[1,2] x) => (float[1,2] y)",
+            "<float one = {1}, float minus = {-1}>",
+            f"n = Neg(x) p = Exp(n) e = Add(p, one) {form}",
+            ones(1, 2),
+            ones(1, 1, 2),
+        )
+
+
+def test_a_group_norm_keeps_its_signs_however_it_is_written() -> None:
+    rng = np.random.default_rng(0)
+    x, r = (rng.normal(size=s).astype(np.float32) for s in ((2, 2, 3, 3), (1, 2, 4, 3, 3)))
+    constants = """<float[4,2,1,1] w = {1,2,-1,3,2,-2,1,1}, float[4] g = {1,-1,1,-2},
+        float[4] nil = {0,0,0,0}, float[2] one = {1,1}, float[2] zero = {0,0},
+        float[4,1,1] g3 = {1,-1,1,-2}, int64[3] apart = {2,2,-1}, int64[4] back = {2,4,3,3}>"""
+    form = "(float[2,2,3,3] x) => (float[a,b,c,d] y)"
+    whole = "h = Conv(x, w) y = GroupNormalization<num_groups=2>(h, g, nil)"
+    parts = """h = Conv(x, w) u = Reshape(h, apart) v = InstanceNormalization(u, one, zero)
+        t = Reshape(v, back) y = Mul(t, g3)"""
+    one, other = (handed(form, constants, body, x, r) for body in (whole, parts))
+    np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_what_is_pooled_from_the_signal_is_its_gate_also_in_the_same_size() -> None:
+    found = handed(
+        "(float[1,1,2,2] x) => (float[a,b,c,d] y)",
+        "<float[4] scales = {1,1,2,2}>",
+        """p = MaxPool<kernel_shape=[2,2]>(x) u = Resize<mode="nearest">(p, , scales)
+        y = Mul(x, u)""",
+        np.float32([[[[1, 2], [3, 4]]]]),
+        ones(1, 1, 1, 2, 2),
+    )
+    np.testing.assert_allclose(found.reshape(-1), [1, 1, 1, 1])
+
+
+def test_a_gate_is_laid_out_by_the_sizes_of_its_signal() -> None:
+    found = handed(
+        "(float[N,2,2,1] x) => (float[a,b,c,d] y)",
+        "<int64[1] one = {1}>",
+        """p = GlobalAveragePool(x) n = Shape<end=2>(x) s = Concat<axis=0>(n, one, one)
+        g = Reshape(p, s) y = Mul(x, g)""",
+        np.float32([[[[1], [3]], [[0], [4]]]]),
+        ones(1, 1, 2, 2, 1),
+    )
+    np.testing.assert_allclose(found.reshape(-1), [1, 1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("body", "shares"),
+    [
+        ("m = ReduceMean(x, one) c = Sub(x, m) v = Mul(c, c) a = ReduceMean(v, two)", True),
+        ("m = ReduceMean(x, one) c = Sub(x, m) v = Mul(c, c) a = ReduceMean(v, one)", False),
+    ],
+)
+def test_only_moments_over_the_same_axes_make_a_norm(body: str, shares: bool) -> None:
+    x = np.float32([[[1, 5], [2, -3]]])
+    found = handed(
+        "(float[1,2,2] x) => (float[a,b,c] y)",
+        "<int64[1] one = {1}, int64[1] two = {2}>",
+        f"{body} s = Sqrt(a) y = Div(c, s)",
+        x,
+        ones(1, 1, 2, 2),
+    )
+    assert bool(np.abs(found - 1).max() > 0.01) == shares
+
+
+def test_shuffled_channels_keep_their_own_signs() -> None:
+    rng = np.random.default_rng(1)
+    x, r = (rng.normal(size=s).astype(np.float32) for s in ((1, 2, 3, 3), (1, 1, 4, 3, 3)))
+    w = rng.normal(size=(4, 2, 1, 1)).astype(np.float32)
+    order = [0, 2, 1, 3]
+    form = "(float[1,2,3,3] x) => (float[a,b,c,d] y)"
+    constants = """<float[4,1,1] g = {1,-1,1,1}, int64[5] apart = {1,2,2,3,3},
+        int64[4] back = {1,4,3,3}, float[4,2,1,1] w = {%s}>"""
+    numbers = [", ".join(map(str, values.ravel())) for values in (w, w[order])]
+    shuffled = """h = Conv(x, w) u = Reshape(h, apart) v = Transpose<perm=[0,2,1,3,4]>(u)
+        t = Reshape(v, back) y = Mul(t, g)"""
+    try:
+        found = handed(form, constants % numbers[0], shuffled, x, r)
+    except UnsupportedError:
+        return
+    plain = handed(form, constants % numbers[1], "h = Conv(x, w) y = Mul(h, g)", x, r)
+    np.testing.assert_allclose(found, plain, atol=1e-5)
