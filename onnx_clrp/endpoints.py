@@ -10,6 +10,8 @@ from onnx_clrp.composites import answered
 from onnx_clrp.errors import ModelError, UsageError
 from onnx_clrp.facts import Facts, reads
 from onnx_clrp.rules import find_rule
+from onnx_clrp.signs import falls
+from onnx_clrp.steps import step_of
 
 ENDS = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "ArgMax", "TopK", "Hardmax"})
 """Operators that turn logits into an answer; relevance starts in front of them."""
@@ -102,6 +104,8 @@ def _spine(tensor: gs.Variable, facts: Facts) -> Iterator[tuple[gs.Node, gs.Vari
         if len(data) != 1 or (scores is None and node.op not in ENDS | _BEHIND):
             return
         if node.op in _LOOKUPS and data[0] is node.inputs[0]:  # picks classes, and no names
+            return
+        if scores is None and falls(step_of(node, facts), facts):  # as 1 - p: no answer any more
             return
         tensor = data[0]
         yield node, tensor

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from onnx_clrp.facts import Facts
 from onnx_clrp.rules import find_rule
-from onnx_clrp.signs import scale_of
+from onnx_clrp.signs import falls
 from onnx_clrp.steps import Step
 
 _CURE = "name the scores in front of it with --logits"
@@ -29,7 +27,7 @@ def doubted(steps: Sequence[Step], ends: set[str], facts: Facts) -> list[Step]:
                 step = replace(step, doubt=f"behind it classes are only picked: {_CURE}")
             elif _only_moves(step):
                 tail.update(x.name for x in step.receivers)
-        if _turns_round(step, facts) and _of_sigmoid(step, sources, facts):
+        if falls(step, facts) and _of_sigmoid(step, sources, facts):
             step = replace(step, doubt=f"it turns a probability round: {_CURE}")
         made.append(step)
     return made[::-1]
@@ -38,11 +36,6 @@ def doubted(steps: Sequence[Step], ends: set[str], facts: Facts) -> list[Step]:
 def _only_moves(step: Step) -> bool:
     rule = find_rule(step.op, step.domain)
     return rule is not None and not rule.calculates
-
-
-def _turns_round(step: Step, facts: Facts) -> bool:
-    scale = scale_of(step, None, facts) if step.op in ("Neg", "Sub", "Mul", "Div") else None
-    return isinstance(scale, np.ndarray) and bool((scale < 0).any())
 
 
 def _of_sigmoid(step: Step, sources: dict[str, Step], facts: Facts) -> bool:

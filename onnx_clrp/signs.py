@@ -21,13 +21,20 @@ _SCALED_BY_CHANNEL = frozenset(
 )
 _SCALED_BY_ELEMENT = frozenset({"LayerNormalization", "RMSNormalization"})
 _LOST = -99
+_SIGNED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _UNCHANGED = frozenset({"LRN", "MeanVarianceNormalization", "LpNormalization", "Sum"})
 _LOST_CHANNELS = "the scales {} behind it have both signs, and where its channels lie is not known"
 _UNKNOWN_SIGN = "the scale {} behind it is known only at run time, and so is its sign"
+_UNTAKEN = "a scale behind it is negative, and only the rules of this package take that"
+_FORKED = "several nodes read it, and the scale {} behind one of them may be negative"
+_ENLARGED = "the scales behind it have both signs, and make more channels of it"
 
 
 def with_signs(step: Step, all_steps: Sequence[Step], facts: Facts, ends: set[str]) -> Step:
-    """A linear map with the signs of the scales that follow it, up to where the chain forks."""
+    """A linear map with the signs of the scales that follow it, up to where the chain forks.
+
+    Behind a fork a scale belongs to one branch alone, so that it cannot be part of the weights.
+    """
     if not step.linear:
         return step
     signs: NDArray[np.float32] = np.ones(1, np.float32)
@@ -49,12 +56,57 @@ def with_signs(step: Step, all_steps: Sequence[Step], facts: Facts, ends: set[st
             scales.append(scale)
         else:
             signs = signs * scale
+    else:
+        turned = _turned_behind_a_fork(y, all_steps, ends, facts)
+        if turned is not None:
+            return replace(step, doubt=_FORKED.format(turned))
     step = replace(step, scales=tuple(scales))
     if (signs > 0).all():
         return step
-    shape = facts.shape(y)
-    channels = shape[first] if shape is not None else None
+    shape = facts.shape(step.outputs[0])
+    return _signed(step, signs, None if shape is None else shape[first])
+
+
+def _signed(step: Step, signs: NDArray[np.float32], channels: int | None) -> Step:
+    """The map with a sign for each of its channels."""
+    if signs.size not in (1, channels or signs.size):
+        return replace(step, doubt=_ENLARGED)
+    if step.domain or step.op not in _SIGNED:
+        return replace(step, doubt=_UNTAKEN)
     return replace(step, signs=np.broadcast_to(signs, channels or signs.shape).copy())
+
+
+def falls(step: Step, facts: Facts) -> bool:
+    """May the output of this affine step fall where its input rises?"""
+    if step.op == "Div" and not facts.carries(step.inputs[0]):
+        return facts.carries(step.inputs[1])  # a constant over it
+    if step.op not in ("Neg", "Sub", "Mul", "Div"):
+        return False
+    scale = scale_of(step, None, facts)
+    return isinstance(scale, str) or (isinstance(scale, np.ndarray) and bool((scale < 0).any()))
+
+
+def _turned_behind_a_fork(
+    y: Tensor, all_steps: Sequence[Step], ends: set[str], facts: Facts
+) -> Step | None:
+    """The first scale that may be negative on any of the ways on from where a chain forks."""
+    for after in _chain(y, all_steps, ends):
+        y = after.outputs[0]
+    waiting = [y]
+    while waiting:
+        y = waiting.pop()
+        for after in _readers(y, all_steps):
+            scale = np.ones(1) if after.op in _MOVING else scale_of(after, None, facts)
+            if scale is None:
+                continue
+            if not (isinstance(scale, np.ndarray) and (scale > 0).all()):
+                return after
+            waiting.append(after.outputs[0])
+    return None
+
+
+def _readers(y: Tensor, all_steps: Sequence[Step]) -> list[Step]:
+    return [s for s in all_steps if y.name in [x.name for x in s.receivers]]
 
 
 def _moved_or_back(
@@ -86,7 +138,7 @@ def _channel_axis(step: Step, facts: Facts) -> int:
 def _chain(y: Tensor, all_steps: Sequence[Step], ends: set[str]) -> Iterator[Step]:
     """The steps behind `y`, as long as each is the only one that reads the tensor before it."""
     while y.name not in ends:
-        readers = [s for s in all_steps if y.name in [x.name for x in s.receivers]]
+        readers = _readers(y, all_steps)
         if len(readers) != 1:
             return
         yield readers[0]

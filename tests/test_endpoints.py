@@ -90,6 +90,23 @@ def test_unusual_ends_are_seen_through_or_refused(form: str) -> None:
     assert_starts_at_logits(UNUSUAL[form], "float[N,5] y", **PARTS)
 
 
+TURNED = {
+    "less Softmax": "q = Softmax(s) y = Sub(unit, q)",
+    "minus Softmax": "q = Softmax(s) y = Mul(q, minus)",
+    "over Softmax": "q = Softmax(s) y = Div(unit, q)",
+    "less Sigmoid": "q = Sigmoid(s) y = Sub(unit, q)",
+    "minus Sigmoid and one": "q = Sigmoid(s) n = Mul(q, minus) y = Add(n, unit)",
+}
+
+
+@pytest.mark.parametrize("form", TURNED)
+def test_what_falls_with_the_scores_is_not_explained_as_the_scores(form: str) -> None:
+    parts = {**PARTS, "minus": np.float32(-1)}
+    proto = written(f"{SCORES} {TURNED[form]}", outputs="float[N,5] y", **parts)
+    with pytest.raises(UnsupportedError, match=r"no rule for this operator|turns a probability"):
+        onnx_clrp.convert(proto, input_range=RANGE)
+
+
 def test_a_temperature_belongs_to_the_logits() -> None:
     head = {"v": drawn(96, 5) / 2, "c": drawn(5) / 2}
     assert_starts_at_logits(
