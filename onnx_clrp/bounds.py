@@ -114,6 +114,8 @@ def _both_ends(count: int) -> list[tuple[str, ...]]:
 def _moved(node: gs.Node, bounds: Kind, known: Known) -> list[Interval]:
     """Exactly, as long as that matters and the sizes are known; else what holds for all."""
     intervals = [*known.data.values()]
+    if node.op in ("Identity", "Dropout"):
+        return intervals
     matters = known.exactly and any(i.bounded for i in intervals)
     if matters and (bounds is not Kind.MOVEMENT or not all(i.uniform for i in intervals)):
         form = known.probe if node.op == "Transpose" else known.full
@@ -126,7 +128,7 @@ def _moved(node: gs.Node, bounds: Kind, known: Known) -> list[Interval]:
     constants = [known.values.get(x.name) for x in _constants_among(node, bounds, known)]
     if any(c is None for c in constants):
         return []
-    fixed = [between(float(c.min()), float(c.max())) for c in constants if c is not None]
+    fixed = [between(float(c.min()), float(c.max())) for c in constants if c is not None and c.size]
     return [hull([*intervals, *(fixed or [between(0, 0)] * (bounds is Kind.PADDING))])]
 
 

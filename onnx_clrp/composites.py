@@ -12,7 +12,7 @@ from itertools import product
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from onnx_clrp.facts import Facts, Tensor
+from onnx_clrp.facts import Facts, Shape, Tensor
 from onnx_clrp.steps import Step
 
 _SAME = frozenset({"Identity", "Cast", "Expand"})
@@ -31,8 +31,16 @@ def as_composite(step: Step, facts: Facts) -> Step:
     if found is None:
         return step
     x, gamma = found
+    if not _same_shape(facts.shape(x), facts.shape(step.outputs[0])):  # it is broadcast on the way
+        return step
     origin = f"{step.operator} (LayerNormalization)"
     return replace(step, op="LayerNormalization", inputs=(x, gamma), attributes={}, origin=origin)
+
+
+def _same_shape(one: Shape | None, other: Shape | None) -> bool:
+    if one is None or other is None or len(one) != len(other):
+        return False
+    return all(a == b or None in (a, b) for a, b in zip(one, other, strict=True))
 
 
 def _carries(step: Step, facts: Facts) -> bool:
@@ -203,7 +211,7 @@ class _Formula:
 
     def _axes(self, node: gs.Node) -> list[int] | None:
         shape = self._facts.shape(node.inputs[0])
-        if shape is None:
+        if shape is None or not node.attrs.get("keepdims", 1):
             return None
         if node.op == "GlobalAveragePool":
             return [*range(2, len(shape))]

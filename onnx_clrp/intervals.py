@@ -18,10 +18,16 @@ Array = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Interval:
-    """`lo <= x <= hi`: arrays that broadcast to the tensor, whose batch axis counts as 1."""
+    """`lo <= x <= hi`: arrays of one shape that broadcast to the tensor, its batch counted as 1."""
 
     lo: Array
     hi: Array
+
+    def __post_init__(self) -> None:
+        if np.shape(self.lo) != np.shape(self.hi):
+            lo, hi = np.broadcast_arrays(self.lo, self.hi)
+            object.__setattr__(self, "lo", lo)
+            object.__setattr__(self, "hi", hi)
 
     @property
     def nonnegative(self) -> bool:
@@ -76,12 +82,15 @@ def per_channel(
             )
     if not (lo <= hi).all():
         raise UsageError(f"the input range must have low <= high, not {low} and {high}")
+    if (lo == np.inf).any() or (hi == -np.inf).any():
+        raise UsageError(f"no number of float32 lies between {low} and {high}")
     return Interval(lo, hi)
 
 
 def _along(bound: object, rank: int, axis: int) -> Array:
     try:
-        values = np.asarray(bound, dtype=np.float32)
+        with np.errstate(over="ignore"):
+            values = np.asarray(bound, dtype=np.float32)
     except (TypeError, ValueError) as error:
         raise UsageError(f"an input range is numbers, not {bound!r}") from error
     if values.ndim > 1:

@@ -42,9 +42,15 @@ class Model:
 
     def names(self) -> set[str]:
         """All names that are taken, of tensors and of nodes."""
-        graph = self.proto.graph
-        tensors = {x for node in graph.node for x in (*node.input, *node.output, node.name)}
-        return tensors | {value.name for value in (*graph.input, *graph.initializer)}
+        taken: set[str] = set()
+        waiting = [self.proto.graph]
+        while waiting:
+            graph = waiting.pop()
+            taken.update(value.name for value in (*graph.input, *graph.initializer))
+            for node in graph.node:
+                taken.update((*node.input, *node.output, node.name))
+                waiting.extend(a.g for a in node.attribute if a.HasField("g"))
+        return taken
 
 
 def modernise(model: onnx.ModelProto) -> Model:

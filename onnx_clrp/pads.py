@@ -20,7 +20,7 @@ def explicit_pads(step: Step, facts: Facts) -> Step:
     shaped = attributes.pop("output_shape", None) is not None
     if auto == "NOTSET" and not shaped:
         return replace(step, attributes=attributes)
-    if auto == "VALID":
+    if auto == "VALID" and not shaped:
         attributes.pop("pads", None)
         return replace(step, attributes=attributes)
     if attributes.get("ceil_mode"):  # SAME with it means different things to different runtimes

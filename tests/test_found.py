@@ -246,3 +246,100 @@ def test_shuffled_channels_keep_their_own_signs() -> None:
         return
     plain = handed(form, constants % numbers[1], "h = Conv(x, w) y = Mul(h, g)", x, r)
     np.testing.assert_allclose(found, plain, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("behind", "turned"),
+    [
+        ("n = Neg(h) y = Concat<axis=1>(h, n)", "n"),
+        ("i = Identity(h) n = Mul(i, g) a = Relu(n) y = Add(i, a)", "n"),
+        ("n = Sub(one, h) y = Add(h, n)", "n"),
+    ],
+)
+def test_a_negative_scale_on_one_branch_alone_is_refused(behind: str, turned: str) -> None:
+    with pytest.raises(UnsupportedError, match=rf"the scale .*writes {turned}\) behind one"):
+        handed(
+            "(float[N,2,3] x) => (float[p,q,r] y)",
+            "<float[2,2,1] w = {1,1,-1,-2}, float[2,1] g = {1,-1}, float one = {1}>",
+            f"h = Conv(x, w) {behind}",
+            ones(1, 2, 3),
+            ones(1, 1, 4 if "Concat" in behind else 2, 3),
+        )
+
+
+def test_a_positive_scale_on_one_branch_alone_is_fine() -> None:
+    found = handed(
+        "(float[N,2,1] x) => (float[p,q,r] y)",
+        "<float[1,2,1] w = {1,3}, float two = {2}>",
+        "h = Conv(x, w) n = Mul(h, two) y = Concat<axis=1>(h, n)",
+        ones(1, 2, 1),
+        ones(1, 1, 2, 1),
+    )
+    np.testing.assert_allclose(found.reshape(-1), [0.5, 1.5])
+
+
+def test_scales_that_make_more_channels_are_refused() -> None:
+    with pytest.raises(UnsupportedError, match="make more channels of it"):
+        handed(
+            "(float[N,2,1] x) => (float[p,q,r] y)",
+            "<float[1,2,1] w = {1,3}, float[2,1] g = {1,-1}>",
+            "h = Conv(x, w) y = Mul(h, g)",
+            ones(1, 2, 1),
+            ones(1, 1, 2, 1),
+        )
+
+
+@pytest.mark.parametrize("dims", ["N,3,3,2", "N,H,W,2"])
+def test_one_bound_may_be_a_number_and_the_other_one_a_channel(dims: str) -> None:
+    x = np.linspace(0, 1, 18, dtype=np.float32).reshape(1, 3, 3, 2)
+    low, high = np.zeros((1, 1, 1, 2)), np.float32([1, 2]).reshape(1, 1, 1, 2)
+    by_form = [
+        handed(
+            f"(float[{dims}] x) => (float[a,b,c,d] y)",
+            "<float[1,2,2,2] w = {1,-2,3,1,-1,2,0.5,-1}>",
+            "t = Transpose<perm=[0,3,1,2]>(x) y = Conv(t, w)",
+            x,
+            ones(1, 1, 1, 2, 2),
+            bounds={"x": (lo, high)},
+        )
+        for lo in (low, np.float32(0))
+    ]
+    np.testing.assert_array_equal(*by_form)
+
+
+@pytest.mark.parametrize("dims", ["1,2,3,3", "N,2,H,W"])
+def test_bounds_a_channel_pass_what_changes_nothing_at_any_size(dims: str) -> None:
+    x = np.linspace(0, 1, 18, dtype=np.float32).reshape(1, 2, 3, 3)
+    bounds = {"x": (np.zeros((1, 2, 1, 1)), np.float32([1, 2]).reshape(1, 2, 1, 1))}
+    plain, behind = (
+        handed(
+            f"(float[{form}] x) => (float[a,b,c,d] y)",
+            "<float[1,2,2,2] w = {1,-2,3,1,-1,2,0.5,-1}>",
+            f"{front} y = Conv({'i' if front else 'x'}, w)",
+            x,
+            ones(1, 1, 1, 2, 2),
+            bounds=bounds,
+        )
+        for form, front in (("1,2,3,3", ""), (dims, "i = Identity(x)"))
+    )
+    np.testing.assert_allclose(behind, plain, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "m = ReduceMean(x, one) c = Sub(x, m) v = Mul(c, c) a = ReduceMean(v, one) s = Sqrt(a)"
+        " d = Div(c, s) y = Mul(d, g)",
+        "m = ReduceMean(x, one) c = Sub(x, m) v = Mul(c, c) a = ReduceMean(v, one)"
+        " e = Add(a, g) s = Sqrt(e) y = Div(c, s)",
+    ],
+)
+def test_what_is_broadcast_while_it_is_normalised_keeps_its_shape(body: str) -> None:
+    found = handed(
+        "(float[1,1,2] x) => (float[a,b,c] y)",
+        "<int64[1] one = {2}, float[3,1] g = {1,2,3}>",
+        body,
+        np.float32([[[1, 5]]]),
+        ones(1, 1, 3, 2),
+    )
+    assert found.shape == (1, 1, 1, 2)
