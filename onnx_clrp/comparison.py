@@ -167,13 +167,13 @@ def _in_float64(
 
 
 def _random(bounds: Range, value: onnx.ValueInfoProto) -> NDArray[Any]:
-    """A seeded random sample within the range of the input; within -1 … 1 where that is open."""
+    """A seeded random sample within the range of the input, near its one end where it is open."""
     shape = [1, *(_OPEN_SIDE if side is None else side for side in _dims(value)[1:])]
     per_channel = [-1 if i == bounds.axis else 1 for i in range(len(shape))]
     low, high = (np.reshape(end, per_channel) for end in (bounds.low, bounds.high))
-    bounded = np.isfinite(low) & np.isfinite(high)
-    rng = np.random.default_rng(0)
-    drawn = rng.uniform(np.where(bounded, low, -1), np.where(bounded, high, 1), shape)
+    least = np.where(np.isfinite(low), low, np.where(np.isfinite(high), high - 1, -1))
+    most = np.where(np.isfinite(high), high, np.where(np.isfinite(low), low + 1, 1))
+    drawn = np.random.default_rng(0).uniform(least, most, shape)
     return drawn.astype(_dtype(value))
 
 

@@ -13,7 +13,10 @@ from onnx.reference import ReferenceEvaluator
 
 Value = NDArray[Any]
 
-CANNOT_RUN = (RuntimeError, ValueError, TypeError, NotImplementedError, IndexError)
+CANNOT_RUN = (
+    *(RuntimeError, ValueError, TypeError, NotImplementedError, IndexError),
+    *(MemoryError, OverflowError),
+)
 """What the reference evaluator raises where an operator cannot be run; then nothing is known."""
 
 _RANDOM = frozenset(
@@ -35,11 +38,40 @@ _LARGEST = 4096
 """Chains that lead to more elements than this are no axes or shapes, and stay as they are."""
 
 
+_CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+
+_GROWING = frozenset({"ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "OneHot"})
+
+_TOO_LARGE = 2**28
+"""A model of a few bytes may ask for a constant of more elements than any machine can hold."""
+
+
+def _grows_to(operator: str, values: Sequence[Value | None]) -> float:
+    """How many elements an operator makes whose arguments alone say so; 0 for all others."""
+    first, *others = [np.zeros(0) if v is None else np.asarray(v) for v in values] or [np.zeros(0)]
+    if operator not in _GROWING or any(v.dtype.kind not in "iuf" for v in (first, *others)):
+        return 0.0
+    if operator == "Range":
+        start, limit, delta = (float(v.reshape(-1)[0]) for v in (first, *others))
+        return abs((limit - start) / delta) if delta else np.inf
+    if operator == "Pad" and others[0].size == 2 * first.ndim:
+        more = others[0].astype(np.float64).reshape(2, -1).sum(0)
+        return float(np.prod(np.maximum(first.shape + more, 0)))
+    factors = [float(np.prod(np.abs(v.astype(np.float64)))) for v in others if v.size]
+    if operator == "ConstantOfShape":
+        return float(np.prod(np.abs(first.astype(np.float64))))
+    if operator == "Resize" and others[-1].dtype.kind in "iu":  # the sizes themselves
+        return factors[-1]
+    return first.size * max(factors, default=1.0)
+
+
 def run_node(node: onnx.NodeProto, values: Sequence[Value | None], opset: int) -> list[Value]:
     """The outputs of one node for these inputs, None for one that is left out."""
     training = node.op_type == "Dropout" and len(values) > 2 and values[2] is not None
     if node.op_type in _RANDOM or (training and bool(values[2])):
         raise NotImplementedError(f"{node.op_type} has no value of its own")
+    if node.op_type in _CONTROL_FLOW or _grows_to(node.op_type, values) > _TOO_LARGE:
+        raise NotImplementedError(f"{node.op_type} may run for long or fill the memory")
     names = [x for x in node.input if x]
     graph = helper.make_graph(
         [node],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from textwrap import shorten
 from typing import BinaryIO
@@ -64,8 +65,38 @@ def load(source: str | os.PathLike[str] | bytes | onnx.ModelProto) -> onnx.Model
     else:
         name = os.fspath(source)
         model = _read(Path(source))
+    model = _in_order(model)
     _check(model, name)
     return model
+
+
+def _in_order(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with each node behind those that it reads, which some converters forget."""
+    makers = {y: i for i, node in enumerate(model.graph.node) for y in node.output if y}
+    before = {
+        i: {makers[x] for x in _all_inputs(node) if x in makers}
+        for i, node in enumerate(model.graph.node)
+    }
+    if all(j < i for i, others in before.items() for j in others):
+        return model
+    try:
+        order = [*TopologicalSorter(before).static_order()]
+    except CycleError:  # the checker says so
+        return model
+    sorted_model = onnx.ModelProto()
+    sorted_model.CopyFrom(model)
+    del sorted_model.graph.node[:]
+    sorted_model.graph.node.extend(model.graph.node[i] for i in order)
+    return sorted_model
+
+
+def _all_inputs(node: onnx.NodeProto) -> Iterator[str]:
+    """What a node reads, also from within the graphs inside it."""
+    waiting = [node]
+    while waiting:
+        inner = waiting.pop()
+        yield from inner.input
+        waiting.extend(n for a in inner.attribute for n in a.g.node)
 
 
 def _read(path: Path) -> onnx.ModelProto:

@@ -277,6 +277,8 @@ class Range:
 
     def check(self, samples: NDArray[Any]) -> None:
         """Refuse what no picture of this model's can be: the commonest mistake there is."""
+        if not samples.size:
+            raise UsageError(f"the batch is empty: {list(samples.shape)}")
         others = tuple(i for i in range(samples.ndim) if i != self.axis)
         least, most = samples.min(axis=others), samples.max(axis=others)
         low, high = np.array(self.low), np.array(self.high)

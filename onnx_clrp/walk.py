@@ -84,6 +84,7 @@ def _by_rule(
         raise
     except Exception as error:  # whatever a rule of the user's own may raise
         raise UnsupportedError(f"its rule fails: {type(error).__name__}: {error}") from error
+    _refuse_no_relevance(step, result)
     if not isinstance(result, list | tuple):
         if len(carriers) != 1:
             raise UnsupportedError("more than one of its inputs depends on the input")
@@ -91,6 +92,17 @@ def _by_rule(
     pairs = zip(step.inputs, result, strict=True)
     taking = [x.name for x in carriers]
     return [(x, r) for x, r in pairs if r is not None and x is not None and x.name in taking]
+
+
+def _refuse_no_relevance(step: Step, result: object) -> None:
+    """A rule of the user's own may return anything."""
+    each = [r for r in result if r is not None] if isinstance(result, list | tuple) else [result]
+    if not all(isinstance(r, Tensor) for r in each):
+        raise UnsupportedError(f"its rule returns {result!r}, which is no relevance")
+    if isinstance(result, list | tuple) and len(result) != len(step.inputs):
+        raise UnsupportedError(
+            f"its rule returns relevance for {len(result)} inputs, it has {len(step.inputs)}"
+        )
 
 
 def refuse_gaps(t: Tape, steps: Sequence[Step]) -> None:

@@ -189,7 +189,7 @@ def exported(
         warnings.simplefilter("ignore")  # it says what it takes for constants, and for training
         path = Path(folder) / "model.onnx"  # beside it what does not fit into one file
         torch.onnx.export(
-            net, pair, path, dynamo=False, input_names=["x"], dynamic_axes={"x": names}
+            net, pair, str(path), dynamo=False, input_names=["x"], dynamic_axes={"x": names}
         )
         return onnx.load(path)
 
@@ -310,15 +310,11 @@ def change_of_logits(subject: Subject, exporter: str, method: str) -> float:
     return float(np.abs(after - before).max() / np.abs(before).max())
 
 
-def compared(subject: Subject, exporter: str) -> Comparison:
-    """What `check` runs, of the first picture."""
-    options: Options = {"input_range": subject.case.bounds}
-    return Comparison(subject.model(exporter), "cpu", subject.pictures[:1], {}, options)
-
-
 def ledger(subject: Subject, exporter: str) -> list[Entry]:
     """The ledger of LRP, without the float64 runs of `check`."""
-    account = compared(subject, exporter).keep_books()
+    options: Options = {"input_range": subject.case.bounds}
+    run = Comparison(subject.model(exporter), "cpu", subject.pictures[:1], {}, options)
+    account = run.keep_books()
     return account.books.entries(account.sums, account.sums["logit"])
 
 

@@ -490,3 +490,16 @@ def test_a_model_that_is_no_picture_s_takes_no_image(tmp_path: Path) -> None:
     done = run("check", model, SCENE, "--input-range", "0,1")
     assert done.status == 2
     assert "--preset" in done.complaint
+
+
+@pytest.mark.parametrize("ends", ["0,inf", "-inf,0", "5,inf"])
+def test_random_values_lie_in_a_range_with_one_end(tmp_path: Path, ends: str) -> None:
+    found = run("check", saved(tmp_path, network()), "--input-range", ends)
+    assert found.status == 0, found.err
+
+
+@pytest.mark.parametrize("ends", ["inf,inf", "1e39,1e300", "-inf,-inf"])
+def test_a_range_without_a_number_is_a_usage_error(tmp_path: Path, ends: str) -> None:
+    found = run("check", saved(tmp_path, network()), "--input-range", ends)
+    assert found.status == 2
+    assert "no number of float32 lies between" in found.err

@@ -140,3 +140,24 @@ def test_a_library_and_its_rule_explain_what_the_standard_operator_does(
 def test_a_library_that_is_not_there_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="no library"):
         onnx_clrp.custom_operators("nowhere.so")
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("pass", "its rule returns None, which is no relevance"),
+        ("return 5", "its rule returns 5, which is no relevance"),
+        ("return [r, r]", "its rule returns relevance for 2 inputs, it has 1"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["inspect", "check", "convert"])
+def test_a_rule_that_returns_no_relevance_is_one_line(
+    folder: Path, tmp_path: Path, verb: str, body: str, reason: str
+) -> None:
+    rule = (folder / "my_rules.py").read_text(encoding="utf-8")
+    (tmp_path / "bad.py").write_text(rule.replace("return r", body), encoding="utf-8")
+    out = f"{tmp_path}/out.onnx" if verb == "convert" else ""
+    done = command(f"onnx-clrp {verb} custom.onnx {out} --extension {tmp_path}/bad.py", folder)
+    assert done.returncode == 1
+    assert reason in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr

@@ -19,6 +19,7 @@ from test_structures import (
 
 import onnx_clrp
 from onnx_clrp import ModelError, UnsupportedError
+from onnx_clrp.inspection import inspect
 from onnx_clrp.modernise import modernise
 
 NEWEST = min(onnx.defs.onnx_opset_version(), 28)
@@ -439,3 +440,33 @@ def test_a_shape_may_be_computed(form: str, batch: str) -> None:
         for value in (*proto.graph.input, *proto.graph.output):
             value.type.tensor_type.shape.dim[0].dim_value = -1
     assert_means(proto, written(), methods=("clrp2",))
+
+
+def test_nodes_may_stand_in_any_order() -> None:
+    proto = written()
+    nodes = [*proto.graph.node][::-1]
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    before = proto.SerializeToString()
+    assert_means(proto, written(), methods=("clrp2",))
+    assert proto.SerializeToString() == before
+
+
+@pytest.mark.parametrize(
+    "grown",
+    [
+        "z = ConstantOfShape(huge)",
+        "z = Expand(one, huge)",
+        "z = Tile(four, huge)",
+    ],
+)
+def test_a_constant_of_any_size_is_not_made_to_look_at_it(grown: str) -> None:
+    proto = written(
+        f"{grown} n = Size(z) s = Sub(n, n) k = Cast<to=1>(s) h = Add(x, k)"
+        "f = Flatten(h) logits = Gemm(f, v, c)",
+        v=drawn(192, 5),
+        huge=np.array([2**20, 2**20, 2**4, 2**4]),
+        one=np.float32(1),
+        four=np.ones((1, 1, 1, 1), np.float32),
+    )
+    assert inspect(proto, input_range=RANGE).classes == 5

@@ -145,6 +145,11 @@ def _job(given: dict[str, Any]) -> Job:
         explainers = [Explainer(proto, device=device, **{**choices, "method": m}) for m in names]
     first = explainers[0]
     if first.preprocessing is None:
+        if PREFIX + "method" in metadata(proto):
+            raise UsageError(
+                "the explainer does not know how pictures become its input: convert the model"
+                " again, with --preset"
+            )
         raise UsageError("say how pictures become the model's input: --preset, --mean, --std, …")
     labels = first.labels if labels_file is None else read_labels(labels_file, first.classes)
     targets = parse_targets(target, labels, first.classes) if target else None
