@@ -26,6 +26,8 @@ _LAYOUTS = PASSING | {"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 _QUANTISATION = frozenset({"DequantizeLinear", "QuantizeLinear"})
 _JOINS = frozenset({"Concat", "Pad", "ScatterElements", "ScatterND", "Where"})
 _BY_CHANNEL = frozenset({"BatchNormalization", "GroupNormalization", "InstanceNormalization"})
+_DIVIDED = frozenset({"LRN", "LpNormalization", "MeanVarianceNormalization"})
+"""They divide by what is positive, so that signs keep."""
 
 
 @dataclass
@@ -250,7 +252,9 @@ class Walk:
             rank = self._values[node.outputs[0]].ndim
             each = self._values[node.outputs[0]].shape[1] // operands[1].size
             return operands[1].repeat(each).reshape([-1] + [1] * (rank - 2))
-        return operands[1] if op == "LayerNormalization" else None
+        if op in ("LayerNormalization", "RMSNormalization"):
+            return operands[1]
+        return np.ones(1) if op in _DIVIDED else None
 
 
 def _marked(
