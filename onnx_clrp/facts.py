@@ -101,7 +101,8 @@ class Facts:
     def _find_value(self, tensor: Tensor) -> Value | None:
         if isinstance(tensor, gs.Constant):
             return np.asarray(tensor.values)
-        if tensor.name in self.reals.views:
+        view = self.reals.views.get(tensor.name)
+        if view is not None and (view.constant or view.scale is not None):
             return self.reals.value(tensor.name)
         if tensor.name in self._weights:
             return array_of(self._weights[tensor.name])

@@ -119,17 +119,27 @@ def _narrow_views(model: onnx.ModelProto, constants: _Constants) -> dict[str, Vi
     for value in (*graph.value_info, *graph.input, *graph.output):
         types.setdefault(value.name, value.type.tensor_type.elem_type)
     made = {y: node.op_type for node in graph.node for y in node.output if y}
+    fixed = _made_of_constants(graph, constants)
     named = {name: types.get(name, 0) for name in (*types, *made)}
     return {
         name: View(
             name,
             _NARROW.get(kind, "float32"),
             constant=name in constants.types,
-            again=made.get(name) in _WRITTEN_AGAIN,
+            again=made.get(name) in _WRITTEN_AGAIN and name not in fixed,
         )
         for name, kind in named.items()
         if kind in (0, *_NARROW)
     }
+
+
+def _made_of_constants(graph: onnx.GraphProto, constants: _Constants) -> set[str]:
+    """What every runtime calculates at load, in the type that the model says."""
+    found = {*constants.types}
+    for node in graph.node:
+        if node.op_type == "Constant" or (node.input and found.issuperset(filter(None, node.input))):
+            found.update(node.output)
+    return found
 
 
 def _readers(graph: onnx.GraphProto) -> Counter[str]:

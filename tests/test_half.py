@@ -207,6 +207,55 @@ def test_tiny_relevance_does_not_vanish() -> None:
 # --- bfloat16 ---------------------------------------------------------------------------------
 
 
+MADE_AT_LOAD = {
+    "identity": "t = Identity(w) y = Gemm<transB=1>(x, t)",
+    "cast": "t = Cast<to=10>(single) y = Gemm<transB=1>(x, t)",
+    "transpose": "t = Transpose<perm=[1, 0]>(w) y = MatMul(x, t)",
+    "reshape": "t = Reshape(w, sizes) y = Gemm<transB=1>(x, t)",
+}
+"""Ways in which exporters put the same weights behind a node that is run once, at load."""
+
+
+@pytest.mark.parametrize("constant", [False, True], ids=["initializer", "Constant"])
+@pytest.mark.parametrize("features", [6, 60])
+@pytest.mark.parametrize("form", MADE_AT_LOAD)
+def test_weights_made_at_load_are_those_that_are_stored(
+    form: str, features: int, constant: bool
+) -> None:
+    x = np.random.default_rng(8).standard_normal((2, features)).astype(np.float16)
+    weights = np.random.default_rng(7).standard_normal((5, features)).astype(np.float16)
+    # Float32 weights that the model itself rounds to these, where it has a Cast.
+    tensors = {"w": weights, "single": weights * np.float32(1 + 2**-13)}
+    made = linear_in_float16(MADE_AT_LOAD[form], tensors, constant=constant)
+    plain = linear_in_float16("y = Gemm<transB=1>(x, w)", {"w": weights})
+    found, want = (
+        Explainer(m, device="cpu", method="clrp2", input_range=(-9, 9), signed=True).explain(x, 0)
+        for m in (made, plain)
+    )
+    assert distance(found.relevance, want.relevance) < 1e-6
+
+
+def linear_in_float16(
+    body: str, tensors: dict[str, Array], *, constant: bool = False
+) -> onnx.ModelProto:
+    """A linear classifier of 5 classes; its weights as initializers or as Constant nodes."""
+    features = tensors["w"].shape[1]
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 18]>
+        g (float16[N, {features}] x) => (float16[N, 5] y) {{ {body} }}"""
+    )
+    sizes = numpy_helper.from_array(np.array([5, features]), "sizes")
+    model.graph.initializer.append(sizes)
+    for name, values in tensors.items():
+        tensor = numpy_helper.from_array(values, name)
+        if constant:
+            model.graph.node.insert(0, helper.make_node("Constant", [], [name], value=tensor))
+        else:
+            model.graph.initializer.append(tensor)
+    onnx.checker.check_model(model)
+    return model
+
+
 @pytest.mark.parametrize("name", BODIES)
 def test_bfloat16_between_casts_is_explained(name: str) -> None:
     proto = in_bfloat16(constants_stored(float_network(name)))
