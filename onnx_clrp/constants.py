@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper, shape_inference
 from onnx.reference import ReferenceEvaluator
 
+from onnx_clrp.float64_operators import MOVEMENTS
+
 Value = NDArray[Any]
 
 CANNOT_RUN = (
@@ -83,7 +85,7 @@ def run_node(node: onnx.NodeProto, values: Sequence[Value | None], opset: int) -
     given = zip(node.input, values, strict=True)
     feeds = {x: np.asarray(v) for x, v in given if x}
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        return list(ReferenceEvaluator(model).run(None, feeds))
+        return list(ReferenceEvaluator(model, new_ops=MOVEMENTS).run(None, feeds))
 
 
 def with_shapes(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:

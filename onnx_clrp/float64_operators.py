@@ -322,3 +322,6 @@ class _Resize(Resize):
 
 
 OPERATORS.append(type("Resize", (_Resize,), {}))
+
+MOVEMENTS = [o for o in OPERATORS if o.__name__ in ("GatherElements", "Pad", "Resize")]
+"""Those of them that only move values about, in whatever type these have."""

@@ -137,7 +137,8 @@ def _made_of_constants(graph: onnx.GraphProto, constants: _Constants) -> set[str
     """What every runtime calculates at load, in the type that the model says."""
     found = {*constants.types}
     for node in graph.node:
-        if node.op_type == "Constant" or (node.input and found.issuperset(filter(None, node.input))):
+        given = [x for x in node.input if x]
+        if node.op_type == "Constant" or (given and found.issuperset(given)):
             found.update(node.output)
     return found
 

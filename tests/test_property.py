@@ -80,6 +80,7 @@ REFUSED: dict[str, Callable[[Graph], bool]] = {
     "with windows that leave out what it crops": _has("AveragePool", "Conv", "MaxPool"),
     "its rule does not take output_shape": _is_open,
     "is known only at run time": _unknown_shapes,
+    "several nodes read it, and the scale": _has("Conv", "ConvTranspose", "Gemm", "MatMul"),
     "where its channels lie is not known": _has("Conv", "ConvTranspose", "Gemm", "MatMul"),
     "is not known": _unknown_shapes,
 }

@@ -122,7 +122,8 @@ class Intervals:
         inputs = [self.of(x) for x in data]
         if op in MOVEMENTS | PASSING and (self._tight or op not in _COARSE):
             ends = [self._run(node, [getattr(x, end) for x in inputs]) for end in ("lo", "hi")]
-            found = [Interval(lo, hi) for lo, hi in zip(*ends, strict=True)]
+            # An interpolation of infinite ends is no number, and nothing is known.
+            found = [_spanned(pair) for pair in zip(*ends, strict=True)]
             # Nobody infers how much a Compress keeps, and so which bounds are whose.
             return [found[0].uniform()] if op == "Compress" and not self._tight else found
         if self._tight and (op in _ELEMENTWISE or (op in _COMBINED and len({*data}) < len(data))):
