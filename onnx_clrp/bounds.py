@@ -32,6 +32,10 @@ _CORNERS = 3
 """Of more inputs than that not every combination of ends is tried."""
 
 
+_STAND_INS = (16, 24)
+"""In place of sizes that are open: what is true of both is taken for true of all."""
+
+
 class Known:
     """What `outputs` needs to know of a node's inputs.
 
@@ -66,11 +70,13 @@ class Known:
             probe[1] = shape[1] or probe[1]  # for operands given a channel
         return tuple(probe)
 
-    def full(self, name: str) -> tuple[int, ...] | None:
-        """The tensor's shape, a batch of one if it is open; None where another size is."""
-        batch, *rest = self.shapes[name] or (None, None)
-        sizes = [d for d in rest if d is not None]
-        return (batch or 1, *sizes) if len(sizes) == len(rest) else None
+    def full(self, name: str, size: int) -> tuple[int, ...] | None:
+        """The tensor's shape, with `size` for each that is open, and a batch of one."""
+        shape = self.shapes[name]
+        if shape is None:
+            return None
+        batch, *rest = shape or (1,)
+        return (batch or 1, *(size if d is None else d for d in rest))[: len(shape)]
 
 
 def outputs(node: gs.Node, bounds: Bounds, known: Known) -> list[Interval]:
@@ -118,9 +124,7 @@ def _moved(node: gs.Node, bounds: Kind, known: Known) -> list[Interval]:
         return intervals
     matters = known.exactly and any(i.bounded for i in intervals)
     if matters and (bounds is not Kind.MOVEMENT or not all(i.uniform for i in intervals)):
-        form = known.probe if node.op == "Transpose" else known.full
-        both = _both_ends(sum(x.name in known.data for x in node.inputs))
-        exact = _run_at(node, {name: form(name) for name in known.data}, both, known)
+        exact = _transposed(node, known) if node.op == "Transpose" else _of_any_size(node, known)
         if exact is not None:
             return exact
     if bounds is Kind.MOVEMENT:
@@ -130,6 +134,44 @@ def _moved(node: gs.Node, bounds: Kind, known: Known) -> list[Interval]:
         return []
     fixed = [between(float(c.min()), float(c.max())) for c in constants if c is not None and c.size]
     return [hull([*intervals, *(fixed or [between(0, 0)] * (bounds is Kind.PADDING))])]
+
+
+def _transposed(node: gs.Node, known: Known) -> list[Interval] | None:
+    return _run_at(node, {n: known.probe(n) for n in known.data}, _both_ends(1), known)
+
+
+def _of_any_size(node: gs.Node, known: Known) -> list[Interval] | None:
+    """Run a movement on whole tensors; where sizes are open, on two, which have to agree.
+
+    Along an open axis one pair of bounds has to hold everywhere.
+    """
+    both = _both_ends(sum(x.name in known.data for x in node.inputs))
+    found: list[list[Interval]] = []
+    for size in _STAND_INS:
+        shapes = {name: known.full(name, size) for name in known.data}
+        exact = _run_at(node, shapes, both, known)
+        if exact is None:
+            return None
+        pairs = zip(exact, (known.shapes[y.name] for y in node.outputs), strict=True)
+        found.append([_merged(interval, shape) for interval, shape in pairs])
+        if not any(None in (shape or ())[1:] for shape in known.shapes.values()):
+            break
+    same = (
+        np.array_equal(a.lo, b.lo) and np.array_equal(a.hi, b.hi)
+        for a, b in zip(found[0], found[-1], strict=True)
+    )
+    return found[0] if all(same) else None
+
+
+def _merged(interval: Interval, shape: Shape | None) -> Interval:
+    """The interval with one pair of bounds along every axis whose size is open."""
+    if interval.uniform:
+        return interval
+    if shape is None or len(shape) != interval.lo.ndim:
+        return hull([interval])
+    axes = tuple(i for i, size in enumerate(shape) if size is None)
+    lo, hi = interval.lo.min(axes, keepdims=True), interval.hi.max(axes, keepdims=True)
+    return compressed(lo, hi)
 
 
 def _constants_among(node: gs.Node, bounds: Kind, known: Known) -> list[Tensor]:

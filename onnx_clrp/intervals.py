@@ -136,9 +136,16 @@ def range_of(lo: float, hi: float) -> Bounds:
     return lambda _interval, _attributes: between(lo, hi)
 
 
+def by_channel(interval: Interval) -> Interval:
+    """What mixes of the values of one channel lie in, or, bounded otherwise, of all values."""
+    differ = interval.lo.ndim > 1 and interval.lo.size == interval.lo.shape[1]
+    return interval if differ else hull([interval])
+
+
 def with_zero(interval: Interval, _attributes: Mapping[str, Any]) -> Interval:
-    """The input's hull and zero: what a mean over zero padding may give."""
-    return hull([interval, between(0, 0)])
+    """The bounds of a channel and zero: what a mean over zero padding may give."""
+    bounds = by_channel(interval)
+    return Interval(np.minimum(bounds.lo, 0), np.maximum(bounds.hi, 0))
 
 
 def cast(interval: Interval, to: int) -> Interval:

@@ -172,17 +172,24 @@ def bound(preprocessing: Preprocessing, source: gs.Variable) -> Preprocessing:
 
 
 def _lost_bounds(made: Sequence[Step], facts: Facts, interval: Interval) -> list[str]:
-    """A remark on each first linear map that takes z⁺ although the input has bounds."""
+    """A remark on each first linear map that has no bounds, or coarser ones, than the input."""
     if not interval.finite:
         return []
-    return [
-        f"the input's bounds are not known to hold at {step}: it takes z⁺ in place of z^β"
-        for step in made
-        if step.linear
-        for x in step.inputs
-        if x is not None and facts.carries(x) and not facts.behind_linear(x)
-        if not facts.interval(x).finite
-    ]
+    notes = []
+    for step in made:
+        read = [x for x in step.inputs if x is not None and facts.carries(x)] if step.linear else []
+        for known in (facts.interval(x) for x in read if not facts.behind_linear(x)):
+            if not known.finite:
+                notes.append(
+                    f"the input's bounds are not known to hold at {step}: it takes z⁺ in place"
+                    " of z^β"
+                )
+            elif known.uniform and not interval.uniform:
+                notes.append(
+                    f"z^β at {step} takes the same bounds for all channels,"
+                    f" {known.lo.item():g} to {known.hi.item():g}"
+                )
+    return notes
 
 
 def _assumed(

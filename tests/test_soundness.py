@@ -116,6 +116,71 @@ def test_bounds_reach_the_first_map_whatever_the_size_of_the_picture() -> None:
     agree(maps(free, x, input_range=wide), maps(fixed, x, input_range=wide))
 
 
+FRONTS = {
+    "channels in another order": [node("Gather", "x order", "front", axis=1)],
+    "every other pixel": [
+        *(node("Slice", f"x {a} end space two", f"s{a}") for a in ("even", "odd")),
+        node("Concat", "seven sodd", "front", axis=2),
+    ],
+    "a channel at a time": [
+        node("Split", "x", "r g b", axis=1, num_outputs=3),
+        node("Concat", "b g r", "front", axis=1),
+    ],
+    "one axis more and back": [
+        node("Unsqueeze", "x second", "more"),
+        node("Squeeze", "more second", "front"),
+    ],
+    "blocks": [
+        node("SpaceToDepth", "x", "deep", blocksize=2),
+        node("DepthToSpace", "deep", "front", blocksize=2),
+    ],
+    "a mirrored border": [node("Pad", "x border", "front", mode="reflect")],
+    "means": [node("AveragePool", "x", "front", kernel_shape=[2, 2])],
+    "means over a border": [
+        node("AveragePool", "x", "front", kernel_shape=[2, 2], pads=[1] * 4, count_include_pad=1)
+    ],
+}
+"""What may stand in front of the first linear map."""
+
+
+@pytest.mark.parametrize("front", FRONTS.values(), ids=FRONTS)
+def test_bounds_a_channel_stay_apart_whatever_the_size_of_the_picture(front: list[Node]) -> None:
+    constants = {
+        "order": np.int64([2, 1, 0]),
+        "even": np.int64([0, 0]),
+        "odd": np.int64([1, 1]),
+        "end": np.int64([2**31, 2**31]),
+        "space": np.int64([2, 3]),
+        "two": np.int64([2, 2]),
+        "second": np.int64([1]),
+        "border": np.int64([0, 0, 1, 1, 0, 0, 1, 1]),
+    }
+    nodes = [*front, node("Conv", "front V", "features"), *classified("features")]
+    bounds = ([0.0, -2.0, -1.0], [1.0, 2.0, 3.0])
+    drawn = np.random.default_rng(1).uniform(size=(1, 3, 6, 8)).astype(np.float32)
+    low, high = (np.float32(bound).reshape(1, 3, 1, 1) for bound in bounds)
+    x = low + (high - low) * drawn
+    found, wanted = (
+        Explainer(model(nodes, shape, constants), method="lrp", input_range=bounds)
+        for shape in (["n", 3, "h", "w"], ["n", 3, 6, 8])
+    )
+    agree(*(explainer.explain(x, 2).relevance for explainer in (found, wanted)))
+    assert found.notes == wanted.notes == []
+
+
+def test_bounds_that_differ_in_too_many_ways_are_joined_and_noted() -> None:
+    nodes = [
+        node("Reshape", "x grey", "front"),
+        node("Conv", "front one", "features"),
+        *classified("features"),
+    ]
+    one = np.random.default_rng(4).normal(size=(4, 1, 3, 3)).astype(np.float32)
+    constants = {"grey": np.int64([-1, 1, 6, 8]), "one": one}
+    made = model(nodes, ["n", 3, 6, 8], constants, out=("m", "c"))
+    explainer = Explainer(made, method="lrp", input_range=([0, -5, -1], [1, -1, 3]))
+    assert explainer.notes == ["z^β at n_features takes the same bounds for all channels, -5 to 3"]
+
+
 @pytest.mark.parametrize(
     "padding",
     [

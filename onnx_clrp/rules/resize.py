@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from onnx_clrp.errors import UnsupportedError
-from onnx_clrp.intervals import UNKNOWN, Interval, hull
+from onnx_clrp.intervals import UNKNOWN, Interval, by_channel
 from onnx_clrp.rules import rule
 
 if TYPE_CHECKING:
@@ -16,11 +16,8 @@ if TYPE_CHECKING:
 
 
 def interpolated(interval: Interval, attributes: Mapping[str, Any]) -> Interval:
-    """The input's hull, channel by channel where it is; a cubic oversteps it."""
-    if attributes.get("mode", "nearest") == "cubic":
-        return UNKNOWN
-    by_channel = interval.lo.ndim > 1 and interval.lo.size == interval.lo.shape[1]
-    return interval if by_channel else hull([interval])
+    """Within a channel; a cubic oversteps it."""
+    return UNKNOWN if attributes.get("mode", "nearest") == "cubic" else by_channel(interval)
 
 
 @rule("Resize", bounds=interpolated, moves=True)
