@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from onnx_clrp.facts import Facts
@@ -11,33 +11,62 @@ from onnx_clrp.signs import falls
 from onnx_clrp.steps import Step
 
 _CURE = "name the scores in front of it with --logits"
+_PICKED = f"behind it classes are only picked: {_CURE}"
+_MIXED = f"the answer is a mixture of probabilities: {_CURE}"
+_TURNED = f"it turns a probability round: {_CURE}"
+
+_MIXING = frozenset(
+    {"Add", "Sub", "Sum", "Mean", "Mul", "Div", "Max", "Min", "Clip", "ReduceMean", "ReduceMax"}
+)
+"""What ensembles, and answers for several views of a picture, are put together with."""
 
 
 def doubted(steps: Sequence[Step], ends: set[str], facts: Facts) -> list[Step]:
-    """The steps, with a doubt where a Sigmoid's probabilities are picked or turned round.
+    """The steps, with a doubt where a Sigmoid's probabilities are picked, mixed or turned round.
 
     A Sigmoid is an activation like any other in the midst of a network, and skipped at its very
-    end. In between, where `1 - p` or a few of the classes are put out, it is neither.
+    end. In between, where `1 - p`, a few of the classes or a mean is put out, it is neither.
     """
-    made: list[Step] = []
-    tail, sources = set(ends), {y.name: step for step in steps for y in step.outputs}
-    for step in reversed(steps):
-        if any(y.name in tail for y in step.outputs):
-            if step.op == "Sigmoid":
-                step = replace(step, doubt=f"behind it classes are only picked: {_CURE}")
-            elif _only_moves(step):
-                tail.update(x.name for x in step.receivers)
-        if falls(step, facts) and _of_sigmoid(step, sources, facts):
-            step = replace(step, doubt=f"it turns a probability round: {_CURE}")
-        made.append(step)
-    return made[::-1]
+    sources = {y.name: step for step in steps for y in step.outputs}
+    picked, _ = _sigmoids(ends, sources, facts, frozenset())
+    mixed, alone = _sigmoids(ends, sources, facts, _MIXING)
+
+    def reason(step: Step) -> str | None:
+        name = step.outputs[0].name
+        if name in picked:
+            return _PICKED
+        if alone and name in mixed:
+            return _MIXED
+        turns = falls(step, facts) and any(
+            x.name in sources and sources[x.name].op == "Sigmoid" for x in step.receivers
+        )
+        return _TURNED if turns else None
+
+    reasons = ((step, reason(step)) for step in steps)
+    return [step if why is None else replace(step, doubt=why) for step, why in reasons]
+
+
+def _sigmoids(
+    ends: set[str], sources: Mapping[str, Step], facts: Facts, mixing: frozenset[str]
+) -> tuple[set[str], bool]:
+    """The Sigmoids that the ends are made from by moving and mixing, and are they all there is?"""
+    found, alone = set[str](), True
+    waiting, seen = [*ends], set[str]()
+    while waiting:
+        name = waiting.pop()
+        step = sources.get(name)
+        if name in seen:
+            continue
+        seen.add(name)
+        if step is not None and step.op == "Sigmoid":
+            found.add(name)
+        elif step is not None and (_only_moves(step) or step.op in mixing):
+            waiting.extend(x.name for x in step.receivers if facts.carries(x))
+        else:
+            alone = False
+    return found, alone
 
 
 def _only_moves(step: Step) -> bool:
     rule = find_rule(step.op, step.domain)
     return rule is not None and not rule.calculates
-
-
-def _of_sigmoid(step: Step, sources: dict[str, Step], facts: Facts) -> bool:
-    made_by = (sources.get(x.name) for x in step.receivers if facts.carries(x))
-    return any(before is not None and before.op == "Sigmoid" for before in made_by)
