@@ -118,6 +118,12 @@ def _complete(model: onnx.ModelProto) -> bool:
     return added
 
 
+def shapes_left_out(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Those shapes that the inference of ONNX, and so a runtime's, would not find for itself."""
+    made = {y for node in model.graph.node if node.op_type in _SHAPED_AS_INPUT for y in node.output}
+    return [value for value in model.graph.value_info if value.name in made]
+
+
 def _fold(model: onnx.ModelProto, opset: int) -> bool:
     """Turn nodes of known inputs into initializers, in place; did anything change?"""
     graph = model.graph

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from onnx import shape_inference
 from onnx_graphsurgeon.logger.logger import G_LOGGER
 
-from onnx_clrp.constants import with_shapes
+from onnx_clrp.constants import shapes_left_out, with_shapes
 from onnx_clrp.errors import ModelError
 from onnx_clrp.external import array_of
 from onnx_clrp.model import skeleton
@@ -76,6 +76,9 @@ def modernise(model: onnx.ModelProto) -> Model:
     with G_LOGGER.suppress():  # it prints to standard output, where JSON may be wanted
         graph = gs.import_onnx(known)
     whole = _whole(model, bare, weights)
+    if reals is PLAIN:  # else the copy's types are not the model's
+        there = {value.name for value in whole.graph.value_info}
+        whole.graph.value_info.extend(v for v in shapes_left_out(known) if v.name not in there)
     inputs = {value.name for value in whole.graph.input}
     graph.inputs = [x for x in graph.inputs if x.name in inputs]
     return Model(whole, graph, weights, reals)

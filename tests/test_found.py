@@ -338,3 +338,14 @@ def test_what_is_broadcast_while_it_is_normalised_keeps_its_shape(body: str) -> 
         ones(1, 1, 3, 2),
     )
     assert found.shape == (1, 1, 1, 2)
+
+
+def test_a_group_norm_in_front_of_a_resize_at_open_sizes() -> None:
+    found = handed(
+        "(float[N,C,H,W] x) => (float[a,b,c,d] y)",
+        "<float[2] g = {2, 0.5}, int64[4] sizes = {1, 2, 1, 2}>",
+        'n = GroupNormalization<num_groups=1>(x, g, g) y = Resize<mode="linear">(n, , , sizes)',
+        np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2),
+        ones(1, 1, 2, 1, 2),
+    )
+    np.testing.assert_allclose(found, np.full((1, 1, 2, 2, 2), 0.5), rtol=1e-6)
