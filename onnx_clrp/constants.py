@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -88,15 +88,17 @@ def run_node(node: onnx.NodeProto, values: Sequence[Value | None], opset: int) -
         return list(ReferenceEvaluator(model, new_ops=MOVEMENTS).run(None, feeds))
 
 
-def with_shapes(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
+def with_shapes(model: onnx.ModelProto, opset: int, kept: Collection[str] = ()) -> onnx.ModelProto:
     """The model with every shape that can be inferred, chains of constants folded for it.
+
+    The nodes that write the tensors of `kept` stay as they are.
 
     Exporters compute the arguments of a Reshape or a Pad by Shape, Gather, Concat and the like;
     shape inference alone loses the sizes behind them.
     """
     inferred = shape_inference.infer_shapes(model, data_prop=True)
     for _ in range(3):
-        changed = _fold(inferred, opset)
+        changed = _fold(inferred, opset, kept)
         if not _complete(inferred) and not changed:
             break
         inferred = shape_inference.infer_shapes(inferred, data_prop=True)
@@ -124,12 +126,12 @@ def shapes_left_out(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     return [value for value in model.graph.value_info if value.name in made]
 
 
-def _fold(model: onnx.ModelProto, opset: int) -> bool:
+def _fold(model: onnx.ModelProto, opset: int, kept: Collection[str]) -> bool:
     """Turn nodes of known inputs into initializers, in place; did anything change?"""
     graph = model.graph
     known = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
     shapes = {v.name: _static(v) for v in [*graph.input, *graph.value_info]}
-    outputs = {y.name for y in graph.output}
+    outputs = {*kept, *(y.name for y in graph.output)}
     folded = []
     for node in graph.node:
         values = _folded(node, known, shapes, opset) if not outputs & {*node.output} else None

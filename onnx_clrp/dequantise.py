@@ -84,10 +84,13 @@ class Dequantiser:
         self.intervals: dict[str, Interval] = {}
         self._made_by: dict[str, str] = {}
         self._unreadable: set[str] = set()
+        self._fixed = {*types}
         self._too_short = _FOUR_BITS if opset < _CASTS_FOUR_BITS else frozenset[str]()
 
     def read(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """The node as the nodes of the copy, which are often itself."""
+        if self._fixed.issuperset(filter(None, node.input)):
+            self._fixed.update(node.output)
         reader = READERS.get(node.op_type) if node.domain in _KEPT else None
         try:
             made = reader(self, node) if reader is not None else None
@@ -101,7 +104,9 @@ class Dequantiser:
 
     def _hand_on(self, node: onnx.NodeProto) -> onnx.NodeProto:
         """What only moves integers about leaves their scale as it is."""
-        if node.op_type in _CHOOSING and any(self._is_read(x) for x in node.input):
+        # A runtime fuses weights with what lays them out, unless somebody else reads them there.
+        laid_out = node.op_type in _MOVING and self._fixed.issuperset(node.output)
+        if (laid_out or node.op_type in _CHOOSING) and any(self._is_read(x) for x in node.input):
             self.views.update((y, View(y, "float32", again=True)) for y in node.output)
         views = [self._integers.get(x) for x in node.input]
         view = next((v for v in views if v is not None), None)

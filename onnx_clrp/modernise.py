@@ -69,7 +69,8 @@ def modernise(model: onnx.ModelProto) -> Model:
         if _opset(bare) < OPSET:
             bare = upgraded(bare, OPSET)
         copy, reals = over_reals(bare, weights, array_of)
-        known = with_shapes(copy, _opset(bare))
+        kept = [name for name, view in reals.views.items() if view.again]
+        known = with_shapes(copy, _opset(bare), kept)
     except (RuntimeError, ValueError, shape_inference.InferenceError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ModelError(f"the model cannot be brought to opset {OPSET}: {reason}") from error

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
-from quantised_support import GATED, Array, Kind, pictures, quantised, small, written
+from quantised_support import GATED, RANGE, Array, Kind, pictures, quantised, small, written
 from test_quantised import assert_agrees, one_thread
 
-from onnx_clrp import UnsupportedError, convert
+from onnx_clrp import Explainer, UnsupportedError, convert
 from onnx_clrp.inspection import inspect
 
 __all__ = ["one_thread"]  # a fixture that holds for this file too
@@ -199,3 +200,18 @@ def test_inspect_names_the_operators_that_the_model_has(form_of: str) -> None:
     assert {row.operator for row in rows} <= own
     float_rows = inspect(small("gated", None), input_range=(-2, 2)).nodes
     assert [r.rule for r in rows if r.linear] == [r.rule for r in float_rows if r.linear]
+
+
+def test_weights_that_are_rounded_and_turned_keep_the_answers_when_optimised() -> None:
+    weights = _RNG.standard_normal((5, 8)).astype(np.float32)
+    body = (
+        f"{FIRST} g = GlobalAveragePool(r) f = Flatten(g)"
+        f"{rounded('turned', 'u', 'tiny', 'even')} t = Transpose(u) logits = MatMul(f, t)"
+    )
+    constants = {**PARAMETERS, "turned": weights, "even": np.array(0, np.int8)}
+    model = written(body, opset=17, **{**constants, "tiny": np.array(0.03, np.float32)})
+    x = pictures(3)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    found = Explainer(model, device="cpu", input_range=RANGE).explain(x, 0)
+    wanted = session.run(None, {"x": x})[0]
+    np.testing.assert_allclose(found.logits, wanted, rtol=0, atol=1e-5 * abs(wanted).max())

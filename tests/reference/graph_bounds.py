@@ -124,8 +124,10 @@ class Intervals:
             ends = [self._run(node, [getattr(x, end) for x in inputs]) for end in ("lo", "hi")]
             # An interpolation of infinite ends is no number, and nothing is known.
             found = [_spanned(pair) for pair in zip(*ends, strict=True)]
-            # Nobody infers how much a Compress keeps, and so which bounds are whose.
-            return [found[0].uniform()] if op == "Compress" and not self._tight else found
+            if op == "Compress" and not self._tight:
+                # Nobody infers how much it keeps, and so which bounds are whose behind it.
+                return [anything(found[0].lo.shape)]
+            return found
         if self._tight and (op in _ELEMENTWISE or (op in _COMBINED and len({*data}) < len(data))):
             return [self._sampled(node, inputs)]
         if op in _MONOTONE | _COMBINED and not self._divides_by_zero(node):
