@@ -50,10 +50,13 @@ class Facts:
             if node.op not in _SEVERING and any(x.name in self._open for x in reads(node)):
                 self._learn(node)
 
-    def unbounded(self) -> Facts:
-        """The same for an input that may be anything: what is bounded now is so by nature."""
+    def unbounded(self, *, quantised: bool = False) -> Facts:
+        """The same for an input that may be anything: what is bounded now is so by nature.
+
+        That quantised integers have an end bounds what they stand for only if asked for.
+        """
         source = {x.name: UNKNOWN for x in self._graph.inputs if x.name in self._carriers}
-        return Facts(self._graph, self._weights, source)
+        return Facts(self._graph, self._weights, source, self.reals if quantised else PLAIN)
 
     def carries(self, tensor: Tensor | None) -> bool:
         """Do the tensor's values depend on the explained input?"""

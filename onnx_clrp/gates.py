@@ -21,6 +21,10 @@ _POOLING = frozenset(
 )
 
 
+_ROUNDED = 1e-6
+"""How far beyond 1 a scale may round the greatest integer."""
+
+
 class Gates:
     """Finds the gates of a graph (spec. section 1, "signal takes all")."""
 
@@ -32,6 +36,11 @@ class Gates:
         """Facts that hold whatever the input is: only what operators themselves bound."""
         return self._facts.unbounded()
 
+    @cached_property
+    def _by_saturation(self) -> Facts:
+        """The same, and what quantised integers bound by having an end."""
+        return self._facts.unbounded(quantised=True)
+
     def marked(self, step: Step) -> Step:
         """The step with its gate, if it is a product or quotient of two activations with one."""
         pair = [x for x in step.inputs if x is not None and self._facts.carries(x)]
@@ -41,11 +50,18 @@ class Gates:
         return replace(step, gate=gate)
 
     def _gate(self, a: Tensor, b: Tensor) -> int | None:
-        """A gate is bounded whatever the input is, or pooled from the other operand."""
+        """A gate is bounded whatever the input is, or pooled from the other operand.
+
+        Quantisers leave out the Clip of a hard sigmoid, whose work the integers do; so an operand
+        is a gate too that these alone keep within 0 and 1, and not the other.
+        """
         pooled = [self._pooled_from(x, other) for x, other in ((a, b), (b, a))]
         qualify = [p or self._range(x).finite for p, x in zip(pooled, (a, b), strict=True)]
-        if sum(qualify) < 2:
-            return qualify.index(True) if any(qualify) else None
+        if not any(qualify):
+            qualify = [_in_unit(self._by_saturation.interval(x)) for x in (a, b)]
+            return qualify.index(True) if sum(qualify) == 1 else None
+        if not all(qualify):
+            return qualify.index(True)
         small = [self._is_broadcast(x, other) for x, other in ((a, b), (b, a))]
         unit = [_in_unit(self._range(x)) for x in (a, b)]
         return next((sign.index(True) for sign in (pooled, small, unit) if sum(sign) == 1), None)
@@ -94,4 +110,4 @@ def _pools(node: gs.Node) -> bool:
 
 
 def _in_unit(interval: Interval) -> bool:
-    return bool((interval.lo >= 0).all() and (interval.hi <= 1).all())
+    return bool((interval.lo >= 0).all() and (interval.hi <= 1 + _ROUNDED).all())

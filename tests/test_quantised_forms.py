@@ -202,6 +202,35 @@ def test_inspect_names_the_operators_that_the_model_has(form_of: str) -> None:
     assert [r.rule for r in rows if r.linear] == [r.rule for r in float_rows if r.linear]
 
 
+@pytest.mark.parametrize("order", ["a, u", "u, a"])
+def test_a_gate_is_one_without_the_clip_that_a_quantiser_leaves_out(order: str) -> None:
+    constants = {
+        **PARAMETERS,
+        "sixth": np.array(6 / 255, np.float32),
+        "w1g": np.random.default_rng(3).standard_normal((1, 8, 1, 1)).astype(np.float32),
+        "three": np.float32(3),
+        "nil": np.float32(0),
+        "six": np.float32(6),
+    }
+
+    def made(clip: str) -> onnx.ModelProto:
+        body = (
+            f"{FIRST} k = Conv<pads=[1,1,1,1]>(r, w2, b2) {rounded('k', 'a')} z = Conv(r, w1g)"
+            f" s = Add(z, three) {rounded('s', 't', 'sixth', 'low')} {clip}"
+            f" u = Div(l, six) m = Mul({order})"
+        )
+        return written(body + head("m"), opset=17, **constants)
+
+    x = pictures(2)
+    found, wanted = (
+        Explainer(made(clip), device="cpu", method="clrp2", signed=True, input_range=RANGE)
+        .explain(x, [0, 3])
+        .relevance
+        for clip in ("l = Identity(t)", "l = Clip(t, nil, six)")
+    )
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * abs(wanted).max())
+
+
 def test_weights_that_are_rounded_and_turned_keep_the_answers_when_optimised() -> None:
     weights = _RNG.standard_normal((5, 8)).astype(np.float32)
     body = (

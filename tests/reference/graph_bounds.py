@@ -83,7 +83,8 @@ class Intervals:
     How far the analysis goes is said of some operators only: monotone ones, sums, products and
     movements. Of the others the loose walk knows nothing and the tight one what is true, and where
     the two differ in what counts, nothing is decided. Normalisation bounds nothing in either.
-    Bounds of None ask for what holds by nature, whatever the inputs.
+    Bounds of None ask for what holds by nature, whatever the inputs; `quantised`, for what the
+    ends of quantised integers bound as well.
     """
 
     def __init__(
@@ -93,9 +94,10 @@ class Intervals:
         bounds: Mapping[str, Bounds] | None,
         *,
         tight: bool,
+        quantised: bool = False,
     ) -> None:
         self._graph, self._values, self._tight = graph, values, tight
-        self._by_nature = bounds is None
+        self._by_nature = bounds is None and not quantised
         self._found = {
             name: Interval(*bounds[name]).broadcast(x.shape)
             if bounds is not None and name in bounds
@@ -204,9 +206,18 @@ def behind_linear(graph: Graph) -> set[str]:
 class Knowledge:
     """What is known for certain: what the loose and the tight analysis agree on."""
 
-    def __init__(self, graph: Graph, values: Values, bounds: Mapping[str, Bounds] | None) -> None:
-        self._loose = Intervals(graph, values, bounds, tight=False)
-        self._tight = Intervals(graph, values, bounds, tight=True)
+    def __init__(
+        self,
+        graph: Graph,
+        values: Values,
+        bounds: Mapping[str, Bounds] | None,
+        *,
+        quantised: bool = False,
+    ) -> None:
+        self._loose, self._tight = (
+            Intervals(graph, values, bounds, tight=tight, quantised=quantised)
+            for tight in (False, True)
+        )
 
     def finite(self, name: str) -> Interval | None:
         """The interval if it is finite, None if it is not."""
@@ -239,6 +250,10 @@ class Gates:
     def _by_nature(self) -> Knowledge:
         return Knowledge(self._graph, self._values, None)
 
+    @cached_property
+    def _saturated(self) -> Knowledge:
+        return Knowledge(self._graph, self._values, None, quantised=True)
+
     def signals(self, node: Node) -> list[int]:
         """The inputs that take relevance: all that depend on the data but a gate."""
         data = self._graph.data_of(node)
@@ -255,7 +270,9 @@ class Gates:
             for p, x in zip(pooled, (a, b), strict=True)
         ]
         if not any(qualify):
-            return None
+            # A quantiser leaves out a Clip that its integers make up for.
+            in_unit = [self._saturated.surely(x, lambda i: i.in_unit) for x in (a, b)]
+            return in_unit.index(True) if sum(in_unit) == 1 else None
         if not all(qualify):
             return qualify.index(True)
         small = [self._smaller(a, b), self._smaller(b, a)]
