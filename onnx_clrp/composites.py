@@ -69,6 +69,7 @@ class _Formula:
 
     def __init__(self, facts: Facts) -> None:
         self._facts = facts
+        self._compared: dict[tuple[str, str, int], bool] = {}
 
     def normalised(self, y: Tensor) -> tuple[Tensor, Tensor | None] | None:
         """`x` and γ, if `y` is a normalised `x`."""
@@ -269,8 +270,12 @@ class _Formula:
 
     def _same(self, a: Tensor, b: Tensor, depth: int = _DEPTH) -> bool:
         """Do two tensors hold the same values, by name or by the same formula?"""
-        if self._source(a).name == self._source(b).name:
-            return True
+        pair = (self._source(a).name, self._source(b).name, depth)
+        if pair not in self._compared:
+            self._compared[pair] = pair[0] == pair[1] or self._same_formula(a, b, depth)
+        return self._compared[pair]
+
+    def _same_formula(self, a: Tensor, b: Tensor, depth: int) -> bool:
         one, other = self._node(a), self._node(b)
         if one is None or other is None or one is other or depth == 0:
             return False

@@ -44,6 +44,9 @@ _CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
 _GROWING = frozenset({"ConstantOfShape", "Expand", "Tile", "Range", "Pad", "Resize", "OneHot"})
 
+_FOLLOWED = 2**20
+"""ONNX's inference keeps every number of a longer Range in a message of its own."""
+
 _TOO_LARGE = 2**28
 """A model of a few bytes may ask for a constant of more elements than any machine can hold."""
 
@@ -96,13 +99,28 @@ def with_shapes(model: onnx.ModelProto, opset: int, kept: Collection[str] = ()) 
     Exporters compute the arguments of a Reshape or a Pad by Shape, Gather, Concat and the like;
     shape inference alone loses the sizes behind them.
     """
-    inferred = shape_inference.infer_shapes(model, data_prop=True)
+    inferred = shape_inference.infer_shapes(model)
+    _fold(inferred, opset, kept)
+    follow = not _counts_far(inferred)
+    inferred = shape_inference.infer_shapes(inferred, data_prop=follow)
     for _ in range(3):
         changed = _fold(inferred, opset, kept)
         if not _complete(inferred) and not changed:
             break
-        inferred = shape_inference.infer_shapes(inferred, data_prop=True)
+        inferred = shape_inference.infer_shapes(inferred, data_prop=follow)
     return inferred
+
+
+def _counts_far(model: onnx.ModelProto) -> bool:
+    """Is there a Range that would fill the memory where ONNX follows the values of sizes?"""
+    known = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
+    ranges = (node for node in model.graph.node if node.op_type == "Range")
+    given = ([known.get(x) for x in node.input] for node in ranges)
+    return any(
+        _grows_to("Range", values) > _FOLLOWED
+        for values in given
+        if all(v is not None and np.size(v) == 1 for v in values)
+    )
 
 
 def _complete(model: onnx.ModelProto) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,9 @@ from onnx_clrp.rules.window import Window
 
 if TYPE_CHECKING:
     from onnx_clrp.tape import Tape, Tensor
+
+
+_MOST_PLACES = 1024
 
 
 @rule("MaxPool", bounds=Kind.CHOICE)
@@ -40,6 +44,11 @@ def max_pool(
     window = Window.of(kernel_shape, strides, pads, dilations, auto_pad)
     if ceil_mode:
         window.refuse_late_start(t, x)
+    if window.is_whole(t, x):
+        return _to_first(t, t.ArgMax, r, x, window.axes)
+    places = prod(window.kernel)
+    if places > _MOST_PLACES:  # each of them takes nodes of its own
+        raise UnsupportedError(f"its window has {places} places, more than {_MOST_PLACES}")
     won = winners(t, window.patches(t, x, y, -np.inf), y)
     return window.place(t, [t.Mul(r, w) for w in won], x, y)
 

@@ -78,6 +78,11 @@ class Window:
         """The length that the window covers along each axis, holes included."""
         return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
 
+    def is_whole(self, t: Tape, x: Tensor) -> bool:
+        """Is it known to be as large as the tensor, and so the only one?"""
+        dense = {*self.dilations} == {1} and not any(self.pads) and self.auto is None
+        return dense and t.dims(x, self.axes) == [*self.kernel]
+
     def convolve(self, t: Tape, x: Tensor, w: Tensor, group: int = 1) -> Tensor:
         """Conv of `x` `[B, C, *size]` with `w`, without a bias."""
         return t.Conv(
