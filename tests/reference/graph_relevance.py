@@ -26,6 +26,7 @@ _LAYOUTS = PASSING | {"Flatten", "Reshape", "Squeeze", "Transpose", "Unsqueeze"}
 _QUANTISATION = frozenset({"DequantizeLinear", "QuantizeLinear"})
 _JOINS = frozenset({"Concat", "Pad", "ScatterElements", "ScatterND", "Where"})
 _BY_CHANNEL = frozenset({"BatchNormalization", "GroupNormalization", "InstanceNormalization"})
+_ROUNDED = 1e-6
 _DIVIDED = frozenset({"LRN", "LpNormalization", "MeanVarianceNormalization"})
 """They divide by what is positive, so that signs keep."""
 
@@ -85,6 +86,8 @@ class Walk:
         bounds = self._bounds(node, data) if node.op_type in LINEAR else None
         if node.op_type in LINEAR:
             operands[1 - data[0]] = self._signed(node, data[0])
+        if bounds is not None and any(_almost(operands[data[0]], end) for end in bounds):
+            raise UndecidedError("whether it lies at its bound depends on when it is rounded")
         if node.op_type == "AveragePool" and rules == "paper":
             # Evenly to what is real: by contribution of ones, and of zeros in the padding.
             operands[0], rules = self._real(node.inputs[0]), "default"
@@ -255,6 +258,12 @@ class Walk:
         if op in ("LayerNormalization", "RMSNormalization"):
             return operands[1]
         return np.ones(1) if op in _DIVIDED else None
+
+
+def _almost(x: Array | None, end: Array) -> bool:
+    """Is any element as good as at its bound, and yet not at it?"""
+    distance = abs(x - end) if x is not None else np.zeros(())
+    return bool(((distance > 0) & (distance < _ROUNDED)).any())
 
 
 def _marked(
