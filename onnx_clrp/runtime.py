@@ -29,6 +29,10 @@ _PIECE = 8
 """Samples that run at once where the model leaves the batch open."""
 
 
+_NEEDED = frozenset({"input", "logits", "relevance", "relevance_target"})
+"""The ends of an explainer that its metadata has to name."""
+
+
 @dataclass(frozen=True)
 class Result:
     """What an explanation gives, for N samples and k targets.
@@ -95,7 +99,10 @@ class Explainer:
         self._session, self.device = open_session(proto, device)
         try:
             self._read(proto)
-        except (KeyError, ValueError, TypeError, StopIteration, RecursionError) as error:
+        except (
+            *(KeyError, ValueError, TypeError, AttributeError),
+            *(StopIteration, RecursionError, OverflowError),
+        ) as error:
             raise ModelError(
                 "the explainer's metadata is damaged: convert the original model again"
             ) from error
@@ -105,10 +112,16 @@ class Explainer:
         known = {k.removeprefix(PREFIX): v for k, v in metadata(proto).items()}
         self.method = known["method"]
         self.classes = int(known["classes"])
+        if self.classes < 1:
+            raise ValueError(f"{self.classes} classes")
         labels = json.loads(known.get("labels", "null")) or []
         self.labels: list[str] | None = labels if len(labels) == self.classes else None
         self.notes: list[str] = json.loads(known["notes"])
         self._names: dict[str, str] = json.loads(known["names"])
+        _refuse_other_forms(self.notes, labels, [*self._names.values()])
+        there = {x.name for x in (*self._session.get_inputs(), *self._session.get_outputs())}
+        if not there.issuperset(self._names.values()) or not self._names.keys() >= _NEEDED:
+            raise KeyError(f"of {there}, {self._names} are named")
         self._range = Range.from_json(known["input_range"])
         self._source = next(i for i in self._session.get_inputs() if i.name == self._names["input"])
         ours = (self._names["input"], self._names.get("target"))
@@ -306,3 +319,10 @@ def _per_sample(target: ArrayLike, n: int) -> Integers:
     if given.ndim > 2 or len(given) != n:
         raise UsageError(f"targets of the shape {list(given.shape)} do not fit {n} samples")
     return given.reshape(n, -1).astype(np.int64)
+
+
+def _refuse_other_forms(*lists: object) -> None:
+    """A TypeError for what is no list of texts."""
+    for texts in lists:
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"{texts!r} is no list of texts")

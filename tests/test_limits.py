@@ -1,4 +1,4 @@
-"""Models of a few lines that would run for long, or fill the memory, without a limit."""
+"""What untrusted models may do: run for long, fill the memory, claim to be explainers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_clrp import ModelError, UnsupportedError, convert
+from onnx_clrp import Explainer, ModelError, UnsupportedError, convert
 from onnx_clrp.testing import redistribute
 
 Node = onnx.NodeProto
@@ -106,3 +106,23 @@ def test_a_maximum_of_very_many_places_is_refused() -> None:
     many = helper.make_node("MaxPool", ["x"], ["z"], kernel_shape=[56, 56])
     with pytest.raises(UnsupportedError, match="its window has 3136 places, more than 1024"):
         convert(classifier([many], 60), input_range=RANGE)
+
+
+DAMAGED = (
+    *("", "x", "null", "5", "1e999", "-1", '"x"', "[]", "[1, 2]", '[[["a"]]]', "{}", '{"a": 1}'),
+    *('{"input": "x"}', '{"low": ["a"], "high": [1], "axis": 99}'),
+)
+
+
+@pytest.mark.parametrize("value", DAMAGED)
+def test_damaged_metadata_is_one_line_or_does_not_matter(value: str) -> None:
+    explainer = convert(classifier([helper.make_node("Relu", ["x"], ["z"])]), input_range=RANGE)
+    for entry in explainer.metadata_props:
+        before, entry.value = entry.value, value
+        try:
+            made = Explainer(explainer, device="cpu")
+        except ModelError as error:
+            assert "convert the original model again" in str(error)  # noqa: PT017
+        else:
+            made.explain(np.zeros((1, 3, 8, 8), np.float32), 0)
+        entry.value = before

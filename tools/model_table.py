@@ -49,7 +49,9 @@ def measured(name: str, exporters: Sequence[str]) -> Iterable[Row]:
     )
     rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["killed"])[-1]
+        last = (done.stderr.strip().splitlines() or ["failed without a word"])[-1]
+        if done.returncode < 0:  # by a signal
+            last = "not measured: it needs more memory than the machine had"
         missing = [e for e in exporters if e not in {row["exporter"] for row in rows}]
         rows += [{"model": name, "exporter": e, "error": last} for e in missing]
     return rows
@@ -66,12 +68,14 @@ HEAD = """# Every convolutional classifier of torchvision
 
 Written by `tools/model_table.py` from runs; see there. Each network has random weights (He et al.
 2015) with biases, and scales of both signs in its norms, is exported by both of PyTorch's
-exporters, and explains the top class of a picture of {size} × {size} pixels ({others}) in
-onnxruntime {runtime} on a CPU.
+exporters, and explains the top class of a picture of {size} × {size} pixels
+({others}) in onnxruntime {runtime} on a CPU.
 
 - **R**, **contrast**: ‖out − ref‖ / ‖ref‖ of LRP's relevance and of the signed contrast of CLRP2.
   The reference is calculated in float64 with PyTorch, on the modules and not on the graph
-  (`tests/reference`). It takes the winners of max pools from the float32 run.
+  (`tests/reference`). It takes the winners of max pools from the float32 run. The contrast is a
+  difference: where both parts are nearly alike, as in deep networks with random weights, it has
+  fewer digits than they have.
 - **conservation**: what LRP neither hands on to the picture nor absorbs, as a part of the logit.
 - **open**: the same of the single node whose ledger is widest open.
 - **absorbed**: what found no receiver on the way down, as a part of the logit.
