@@ -10,6 +10,8 @@ import pytest
 
 import onnx_clrp
 from onnx_clrp import rules
+from onnx_clrp.check import check
+from onnx_clrp.inspection import inspect
 from onnx_clrp.quantised_operators import READERS
 
 ROOT = Path(__file__).parents[1]
@@ -69,6 +71,18 @@ def test_every_module_stands_in_the_table_of_the_house_once() -> None:
     modules = [p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__"]
     packages = [p.parent.name for p in PACKAGE.glob("*/__init__.py")]
     assert sorted(documented) == sorted([*modules, *packages])
+
+
+@pytest.mark.parametrize("verb", ["inspect", "check"])
+def test_every_field_of_a_report_is_explained(verb: str) -> None:
+    model = ROOT / "exported_models" / "digits.onnx"
+    fields = inspect(model).as_dict() if verb == "inspect" else check(model).as_dict()
+    page = (ROOT / "docs" / "reports.md").read_text(encoding="utf-8")
+    section = page.split(f"\n## {verb}\n", 1)[1].split("\n## ", 1)[0]
+    explained = {name for line in section.splitlines() if "|" in line for name in quoted(line)}
+    rows_of = fields["nodes" if verb == "inspect" else "ledger"]
+    # The command adds the label, which the library does not know.
+    assert {*fields, *rows_of[0]} <= explained
 
 
 @pytest.fixture(scope="module")

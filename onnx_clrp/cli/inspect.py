@@ -32,9 +32,10 @@ _WITHOUT = {
 def command(model: Path, as_json: bool, **given: Any) -> None:
     """Show MODEL's input and logits, the rule of every node between, and what is unsupported.
 
-    The cost of a linear map is how often the explanation of one class runs it times its
-    multiply-adds; of other nodes, how many nodes are added. The exit status is 1 if some node
-    cannot hand relevance on.
+    The sign is what is proven of the values that a node reads, ± where it is nothing. The cost of
+    a linear map is how often the explanation of one class runs it times its multiply-adds; of
+    other nodes, how many nodes are added. The exit status is 1 if some node cannot hand relevance
+    on.
     """
     from onnx_clrp.inspection import inspect
     from onnx_clrp.model import load
@@ -61,7 +62,7 @@ def _print(found: Inspection) -> None:
         [
             Column("operator", [row.operator for row in rows], spare=True),
             Column("rule", [_rule(row) for row in rows]),
-            Column("input", [row.sign for row in rows]),
+            Column("sign", [row.sign for row in rows]),
             Column("output", [_size(row.shape) for row in rows], spare=True),
             Column("cost", [_cost(row, found) for row in rows], right=True),
         ],
