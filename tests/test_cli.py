@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -297,7 +298,7 @@ def test_a_bad_picture_is_one_line_and_stops_no_other(
 def test_with_bad_pictures_alone_there_is_no_table(tmp_path: Path, maps: Path) -> None:
     done = run("explain", DIGITS, tmp_path / "absent.png", "-o", maps)
     assert (done.status, done.out) == (1, "")
-    assert list(maps.iterdir()) == []
+    assert not maps.exists()
 
 
 def test_a_map_that_is_not_finite_is_an_error_of_its_picture(picture: Path, maps: Path) -> None:
@@ -305,7 +306,7 @@ def test_a_map_that_is_not_finite_is_an_error_of_its_picture(picture: Path, maps
     done = run("explain", model, picture, "-o", maps, "--preset", "unit", "--save-arrays")
     assert done.status == 1
     assert "no finite relevance" in done.complaint
-    assert list(maps.iterdir()) == []
+    assert not maps.exists()
 
 
 # -- models ------------------------------------------------------------------------------------
@@ -434,7 +435,7 @@ def test_a_model_that_cannot_be_explained_is_one_line(picture: Path, maps: Path,
     assert (done.status, done.out) == (1, "")
     assert reason in done.complaint
     assert len(done.complaint) < 500
-    assert not maps.exists() or list(maps.iterdir()) == []
+    assert not maps.exists()
 
 
 def test_labels_that_are_too_few_are_left_out(picture: Path, maps: Path) -> None:
@@ -605,6 +606,24 @@ def test_an_interruption_leaves_nothing_half_done(
     done = run("explain", DIGITS, SCENE, "-o", maps)
     assert done.status == 1
     assert done.err.split() == ["Aborted!"]
+    assert not maps.exists()
+
+
+def test_a_folder_that_was_there_stays(maps: Path) -> None:
+    maps.mkdir()
+    done = run("explain", DIGITS, maps / "absent.png", "-o", maps)
+    assert done.status == 1
+    assert list(maps.iterdir()) == []
+
+
+def test_a_process_that_is_told_to_end_leaves_nothing_half_done(maps: Path) -> None:
+    maps.mkdir()
+    code = (
+        "import os, signal; import onnx_clrp.files as files;"
+        " files.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGTERM); main()"
+    )
+    done = spawn("explain", DIGITS, SCENE, "-o", maps, code=code)
+    assert done.returncode == 128 + signal.SIGTERM
     assert list(maps.iterdir()) == []
 
 

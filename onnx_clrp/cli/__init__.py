@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 from importlib import import_module
 
@@ -49,11 +50,17 @@ def group() -> None:
     """
 
 
+def _stop(number: int, _frame: object) -> None:
+    """Leave as after an error, so that no half-written file is left behind."""
+    raise SystemExit(128 + number)
+
+
 def main() -> None:
     """Run the command; a user's mistake is one message on standard error and an exit status."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show z⁺ shows z?
+    signal.signal(signal.SIGTERM, _stop)
     try:
         group(prog_name="onnx-clrp")
     except ClrpError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import chain, count
 from pathlib import Path
@@ -106,11 +107,17 @@ def command(images: tuple[Path, ...], as_json: bool, **given: Any) -> None:
     IMAGES are files, or folders of them. The top class is explained unless --target or --top
     says otherwise.
     """
+    is_new = not given["out"].exists()
     job = _job(given)
     paths, errors = _files(images)
     for error in errors:
         notice(error)
-    rows, failed = _explained(job, paths)
+    try:
+        rows, failed = _explained(job, paths)
+    finally:
+        if is_new:
+            with suppress(OSError):  # there are pictures in it
+                job.folder.rmdir()
     errors += failed
     if as_json:
         first = job.explainers[0]
