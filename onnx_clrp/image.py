@@ -66,8 +66,9 @@ class Preprocessing:
         }
         for name, value in tidy.items():
             object.__setattr__(self, name, value)
-        if 0.0 in self.std:
-            raise UsageError("std must not be zero")
+        for name, values in (("std", self.std), ("scale", (self.scale,))):
+            if 0.0 in values:
+                raise UsageError(f"{name} must not be zero")
         self._check_extents()
         self._table()
 

@@ -176,8 +176,8 @@ def bound(preprocessing: Preprocessing, source: gs.Variable) -> Preprocessing:
     wanted = CHANNELS[preprocessing.channels]
     if channels not in (None, wanted):
         raise UsageError(
-            f"the input {source.name!r} has {channels} channels, not the {wanted} of"
-            f" {preprocessing.channels}: choose with --channels {', '.join(CHANNELS)}"
+            f"the input {source.name!r} has {channels} channel{'s' * (channels != 1)}, not the"
+            f" {wanted} of {preprocessing.channels}: choose with --channels {', '.join(CHANNELS)}"
         )
     size = [d for i, d in enumerate(shape) if i not in (0, axis) and isinstance(d, int)]
     known = (size[0], size[1]) if len(size) == 2 else None

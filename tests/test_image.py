@@ -443,6 +443,7 @@ def test_formats_that_run_programs_are_not_opened(
         ({"std": (1.0, 0.0, 1.0)}, "std must not be zero"),
         ({"std": float("nan")}, "std must be one number or 3, not nan"),
         ({"mean": (1, 2, 3), "channels": "grey"}, "mean must be one number, not"),
+        ({"scale": 0}, "scale must not be zero"),
         ({"scale": "big"}, "scale must be one number, not 'big'"),
         ({"scale": 1e39}, "lead beyond the range of float32"),
         ({"scale": 300.0, "dtype": "float16"}, "lead beyond the range of float16"),
