@@ -59,8 +59,8 @@ def global_max_pool(t: Tape, r: Tensor, y: Tensor, x: Tensor) -> Tensor:
     return _to_first(t, t.ArgMax, r, x, range(2 - t.rank(x), 0))
 
 
-@rule("ReduceMax", bounds=Kind.CHOICE)
-def reduce_max(
+@rule("ReduceMax", "ReduceMin", bounds=Kind.CHOICE)
+def reduce_extreme(
     t: Tape,
     r: Tensor,
     y: Tensor,
@@ -70,25 +70,12 @@ def reduce_max(
     keepdims: int = 1,
     noop_with_empty_axes: int = 0,
 ) -> Tensor:
-    """winner takes all: the first maximum over the axes, row-major."""
+    """winner takes all: the first maximum, or minimum, over the axes, row-major."""
     reduced = _axes(t, x, axes, noop_with_empty_axes)
-    return _to_first(t, t.ArgMax, _kept(t, r, reduced, keepdims), x, reduced) if reduced else r
-
-
-@rule("ReduceMin", bounds=Kind.CHOICE)
-def reduce_min(
-    t: Tape,
-    r: Tensor,
-    y: Tensor,
-    x: Tensor,
-    axes: Tensor | None = None,
-    *,
-    keepdims: int = 1,
-    noop_with_empty_axes: int = 0,
-) -> Tensor:
-    """winner takes all: the first minimum over the axes, row-major."""
-    reduced = _axes(t, x, axes, noop_with_empty_axes)
-    return _to_first(t, t.ArgMin, _kept(t, r, reduced, keepdims), x, reduced) if reduced else r
+    if not reduced:
+        return r
+    winning = t.ArgMax if t.step.op == "ReduceMax" else t.ArgMin
+    return _to_first(t, winning, _kept(t, r, reduced, keepdims), x, reduced)
 
 
 @rule("AveragePool", bounds=with_zero)
