@@ -29,6 +29,9 @@ class LinearMap:
         transpose: `(s, w) -> wᵀ s`; takes `[k, *y.shape]` and returns `[k, *x.shape]`.
         dense: is every output made from every input, a long sum, as in a fully connected layer?
         exact: must what is handed on add up to what arrived, to the last digits?
+        outputs: the axis of `weight` along which the channels of the output lie, if there is one:
+            for scales behind the map, whose signs belong to its weights.
+        signed: does `weight` hold those signs already?
     """
 
     x: Tensor
@@ -38,6 +41,8 @@ class LinearMap:
     transpose: Callable[[Tensor, Tensor], Tensor]
     dense: bool = False
     exact: bool = False
+    outputs: int | None = None
+    signed: bool = False
 
 
 Redistribution = Callable[["Tape", LinearMap, "Tensor"], "Tensor"]

@@ -21,11 +21,9 @@ _SCALED_BY_CHANNEL = frozenset(
 )
 _SCALED_BY_ELEMENT = frozenset({"LayerNormalization", "RMSNormalization"})
 _LOST = -99
-_SIGNED = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _UNCHANGED = frozenset({"LRN", "MeanVarianceNormalization", "LpNormalization", "Sum"})
 _LOST_CHANNELS = "the scales {} behind it have both signs, and where its channels lie is not known"
 _UNKNOWN_SIGN = "the scale {} behind it is known only at run time, and so is its sign"
-_UNTAKEN = "a scale behind it is negative, and only the rules of this package take that"
 _FORKED = "several nodes read it, and the scale {} behind one of them may be negative"
 _ENLARGED = "the scales behind it have both signs, and make more channels of it"
 
@@ -71,8 +69,6 @@ def _signed(step: Step, signs: NDArray[np.float32], channels: int | None) -> Ste
     """The map with a sign for each of its channels."""
     if signs.size not in (1, channels or signs.size):
         return replace(step, doubt=_ENLARGED)
-    if step.domain or step.op not in _SIGNED:
-        return replace(step, doubt=_UNTAKEN)
     return replace(step, signs=np.broadcast_to(signs, channels or signs.shape).copy())
 
 

@@ -43,15 +43,40 @@ class Tape(Writer):
         """The steps that could not hand relevance on, and why."""
         self.composite: Composite
         self.step: Step
+        self.signed: Step | None = None
+        """The last step whose scales behind it were heeded."""
 
     # -- whose turn it is ----------------------------------------------------------------------
 
     def redistribute(self, f: LinearMap, r: Tensor) -> Tensor:
         """Hand relevance down a linear map by the composite's rule for it."""
-        for scale in self.step.scales:
-            f = replace(f, weight=self.Mul(f.weight, self.Sign(scale)))
+        f = replace(f, weight=self._signed(f))
+        self.signed = self.step
         first = not self.facts.behind_linear(f.x)
         return (self.composite.first if first else self.composite.linear)(self, f, r)
+
+    def _signed(self, f: LinearMap) -> Tensor:
+        """The weights with the signs of the per-channel scales behind the map.
+
+        The redistributions do not change when an output is scaled by a positive number, so that of
+        a BatchNorm folded into the weights nothing but the sign is left.
+        """
+        weight, signs = f.weight, self.step.signs
+        if signs is not None and not f.signed:
+            if (signs == signs[0]).all():
+                weight = self.Mul(weight, float(signs[0]))
+            elif f.outputs is None:
+                raise UnsupportedError(
+                    "scales of different signs behind it, and its rule names no axis of its"
+                    " weights for them (LinearMap.outputs)"
+                )
+            else:
+                shape = [1] * self.rank(weight)
+                shape[f.outputs] = -1
+                weight = self.Mul(weight, signs.reshape(shape))
+        for scale in self.step.scales:
+            weight = self.Mul(weight, self.Sign(scale))
+        return weight
 
     def average(self, f: LinearMap, r: Tensor) -> Tensor:
         """Hand relevance down a mean by the composite's rule for means."""

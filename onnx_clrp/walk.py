@@ -85,6 +85,7 @@ def _by_rule(
     except Exception as error:  # whatever a rule of the user's own may raise
         raise UnsupportedError(f"its rule fails: {type(error).__name__}: {error}") from error
     _refuse_no_relevance(step, result)
+    _refuse_unheeded_signs(t, step)
     if not isinstance(result, list | tuple):
         if len(carriers) != 1:
             raise UnsupportedError("more than one of its inputs depends on the input")
@@ -102,6 +103,14 @@ def _refuse_no_relevance(step: Step, result: object) -> None:
     if isinstance(result, list | tuple) and len(result) != len(step.inputs):
         raise UnsupportedError(
             f"its rule returns relevance for {len(result)} inputs, it has {len(step.inputs)}"
+        )
+
+
+def _refuse_unheeded_signs(t: Tape, step: Step) -> None:
+    """A linear rule of the user's own may do without the composite, but not without the signs."""
+    if t.signed is not step and (step.signs is not None or step.scales):
+        raise UnsupportedError(
+            "a scale behind it may be negative, and its rule does not hand on by Tape.redistribute"
         )
 
 

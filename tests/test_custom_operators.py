@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,10 @@ from cli_support import run as run_here
 from test_structures import BODY, PICTURES, RANGE, WEIGHTS, network
 
 import onnx_clrp
-from onnx_clrp import UsageError, rules, sessions
+from onnx_clrp import UnsupportedError, UsageError, rules, sessions
+from onnx_clrp.redistribute import LinearMap
+from onnx_clrp.tape import Tape, Tensor
+from onnx_clrp.testing import redistribute
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "custom-operators.md").read_text(encoding="utf-8")
@@ -161,3 +165,54 @@ def test_a_rule_that_returns_no_relevance_is_one_line(
     assert done.returncode == 1
     assert reason in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+# -- scales behind a linear map of the user's own ------------------------------------------------
+
+
+def own_convolution(**known: int) -> Callable[..., Tensor]:
+    def rule(t: Tape, r: Tensor, y: Tensor, x: Tensor, w: Tensor, **_: object) -> Tensor:
+        def transpose(s: Tensor, weight: Tensor) -> Tensor:
+            return t.like(t.ConvTranspose(t.flat(s, y), weight), x)
+
+        return t.redistribute(LinearMap(x, y, w, t.Conv, transpose, **known), r)
+
+    return rule
+
+
+def behind_scales(scales: str) -> np.ndarray:
+    """The relevance of `x` in front of a convolution and a scale for each of its two channels."""
+    text = f"""<ir_version: 9, opset_import: ["": 18]> g (float[1,1,3,3] x) => (float[1,2,2,2] y)
+        <float[2,1,2,2] w = {{1,-2,3,-4,-1,2,1,-3}}, float[2,1,1] scales = {{{scales}}}>
+        {{ h = Conv(x, w) y = Mul(h, scales) }}"""
+    x = np.random.default_rng(2).normal(size=(1, 1, 3, 3)).astype(np.float32)
+    r = np.arange(1, 9, dtype=np.float32).reshape(1, 1, 2, 2, 2)
+    return redistribute(onnx.parser.parse_model(text), {"x": x}, {"y": r})["x"]
+
+
+@pytest.mark.parametrize(
+    ("scales", "known"), [("1, -2", {"outputs": 0}), ("-1, -2", {}), ("1, 2", {})]
+)
+def test_scales_behind_a_rule_of_ones_own_belong_to_its_weights(
+    scales: str, known: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = behind_scales(scales)
+    monkeypatch.setattr(rules, "_registry", dict(rules._registry))
+    rules.rule("Conv", linear=True, replace=True)(own_convolution(**known))
+    np.testing.assert_allclose(behind_scales(scales), wanted, rtol=1e-6)
+
+
+def test_scales_that_a_rule_of_ones_own_does_not_heed_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rules, "_registry", dict(rules._registry))
+    rules.rule("Conv", linear=True, replace=True)(own_convolution())
+    with pytest.raises(UnsupportedError, match=r"names no axis .*LinearMap\.outputs"):
+        behind_scales("1, -2")
+
+    def alone(t: Tape, r: Tensor, y: Tensor, x: Tensor, w: Tensor, **_: object) -> Tensor:
+        return t.ConvTranspose(t.flat(r, y), w)
+
+    rules.rule("Conv", linear=True, replace=True)(alone)
+    with pytest.raises(UnsupportedError, match=r"does not hand on by Tape\.redistribute"):
+        behind_scales("-1, -2")

@@ -45,7 +45,7 @@ def conv(
     def transpose(s: Tensor, weight: Tensor) -> Tensor:
         return t.like(window.adjoint(t, t.flat(s, y), weight, x, y, group), x)
 
-    return t.redistribute(LinearMap(x, y, _signed(t, w, 0), forward, transpose), r)
+    return t.redistribute(LinearMap(x, y, w, forward, transpose, outputs=0), r)
 
 
 @rule("ConvTranspose", linear=True)
@@ -81,12 +81,12 @@ def conv_transpose(
         return t.like(exact if max(output_padding or [0]) else full, x)
 
     signs = t.step.signs
-    if signs is not None and group > 1:
-        signs = np.repeat(signs.reshape(group, -1), _shape(t, w)[0] // group, axis=0)
-        w = t.Mul(w, signs.reshape(*signs.shape, *[1] * len(window.kernel)))
-    else:
-        w = _signed(t, w, 1)
-    return t.redistribute(LinearMap(x, y, w, forward, transpose), r)
+    if signs is None or group == 1:
+        return t.redistribute(LinearMap(x, y, w, forward, transpose, outputs=1), r)
+    # Its weights have an axis for the outputs of one group alone.
+    signs = np.repeat(signs.reshape(group, -1), _shape(t, w)[0] // group, axis=0)
+    w = t.Mul(w, signs.reshape(*signs.shape, *[1] * len(window.kernel)))
+    return t.redistribute(LinearMap(x, y, w, forward, transpose, signed=True), r)
 
 
 @rule("Gemm", linear=True)
@@ -109,7 +109,7 @@ def gemm(
     _only_first(t, a, b)
     if transA:
         raise UnsupportedError(_OVER_BATCH)
-    w = _times_sign(t, _signed(t, b, 0 if transB else 1), alpha)
+    w = _times_sign(t, b, alpha)
 
     def forward(data: Tensor, weight: Tensor) -> Tensor:
         return t.Gemm(data, weight, transB=transB)
@@ -117,7 +117,8 @@ def gemm(
     def transpose(s: Tensor, weight: Tensor) -> Tensor:
         return t.like(t.Gemm(t.flat(s, y), weight, transB=1 - transB), a)
 
-    return t.redistribute(LinearMap(a, y, w, forward, transpose, dense=True), r)
+    f = LinearMap(a, y, w, forward, transpose, dense=True, outputs=0 if transB else 1)
+    return t.redistribute(f, r)
 
 
 def _gemm_on_the_right(
@@ -127,7 +128,7 @@ def _gemm_on_the_right(
     _only_first(t, x, w)
     if not transB:
         raise UnsupportedError(_OVER_BATCH)
-    w = _times_sign(t, w, alpha * _only_sign(t))
+    w = _times_sign(t, w, alpha)
 
     def forward(data: Tensor, weight: Tensor) -> Tensor:
         return t.Gemm(weight, data, transA=transA, transB=1)
@@ -151,11 +152,11 @@ def matmul(t: Tape, r: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
     axes = [*range(len(_shape(t, w)))]
     copies, more = _copies(t, x, _shape(t, w)[:-2]), len(axes) > t.rank(x)
     out = -1 if left else -2
+    outputs: int | None = out
     if len(axes) == 1:  # a vector: the matrix of one column or row, whose axis the output lacks
-        w, axes = t.Unsqueeze(_times_sign(t, w, _only_sign(t)), [out]), [0, 1]
+        w, axes = t.Unsqueeze(w, [out]), [0, 1]
         y, r = t.Unsqueeze(y, [out]), t.Unsqueeze(r, [out])
-    else:
-        w = _signed(t, w, out)
+        outputs = None
     axes[-2:] = axes[:-3:-1]
 
     def forward(data: Tensor, weight: Tensor) -> Tensor:
@@ -167,7 +168,8 @@ def matmul(t: Tape, r: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
         return t.like(handed, x) if more else handed
 
     aligned = not copies and not more
-    return t.redistribute(LinearMap(x, y, w, forward, transpose, dense=aligned), r)
+    f = LinearMap(x, y, w, forward, transpose, dense=aligned, outputs=outputs)
+    return t.redistribute(f, r)
 
 
 def _copies(t: Tape, x: Tensor, batch: Sequence[int]) -> list[int]:
@@ -203,29 +205,5 @@ def _shape(t: Tape, w: Tensor) -> list[int]:
     return dims
 
 
-def _signed(t: Tape, w: Tensor, axis: int) -> Tensor:
-    """The weights with the signs of the per-channel scales behind the map, `axis` the outputs'.
-
-    The redistributions do not change when an output is scaled by a positive number, so that of a
-    BatchNorm folded into the weights nothing but the sign is left.
-    """
-    signs = t.step.signs
-    if signs is None:
-        return w
-    shape = [1] * t.rank(w)
-    shape[axis] = -1
-    return t.Mul(w, signs.reshape(shape))
-
-
 def _times_sign(t: Tape, w: Tensor, factor: float) -> Tensor:
     return w if factor > 0 else t.Mul(w, float(np.sign(factor)))
-
-
-def _only_sign(t: Tape) -> float:
-    """The sign of the scales behind a map whose outputs have no axis that its weights have."""
-    signs = t.step.signs
-    if signs is None:
-        return 1.0
-    if (signs != signs[0]).any():
-        raise UnsupportedError("scales of different signs behind it")
-    return float(signs[0])
