@@ -99,10 +99,8 @@ def with_shapes(model: onnx.ModelProto, opset: int, kept: Collection[str] = ()) 
     Exporters compute the arguments of a Reshape or a Pad by Shape, Gather, Concat and the like;
     shape inference alone loses the sizes behind them.
     """
-    inferred = shape_inference.infer_shapes(model)
-    _fold(inferred, opset, kept)
-    follow = not _counts_far(inferred)
-    inferred = shape_inference.infer_shapes(inferred, data_prop=follow)
+    follow = not _counts_far(model, opset)
+    inferred = shape_inference.infer_shapes(model, data_prop=follow)
     for _ in range(3):
         changed = _fold(inferred, opset, kept)
         if not _complete(inferred) and not changed:
@@ -111,10 +109,14 @@ def with_shapes(model: onnx.ModelProto, opset: int, kept: Collection[str] = ()) 
     return inferred
 
 
-def _counts_far(model: onnx.ModelProto) -> bool:
+def _counts_far(model: onnx.ModelProto, opset: int) -> bool:
     """Is there a Range that would fill the memory where ONNX follows the values of sizes?"""
-    known = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
-    ranges = (node for node in model.graph.node if node.op_type == "Range")
+    ranges = [node for node in model.graph.node if node.op_type == "Range"]
+    if not ranges:
+        return False
+    folded = shape_inference.infer_shapes(model)
+    _fold(folded, opset, ())
+    known = {t.name: numpy_helper.to_array(t) for t in folded.graph.initializer}
     given = ([known.get(x) for x in node.input] for node in ranges)
     return any(
         _grows_to("Range", values) > _FOLLOWED
