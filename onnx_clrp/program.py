@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
@@ -72,6 +73,16 @@ class Program:
     notes: list[str]
 
 
+@contextmanager
+def _of_limited_depth() -> Iterator[None]:
+    """One line for a formula that overflows the stack."""
+    try:
+        yield
+    except RecursionError as error:
+        raise ModelError("a formula in the model is too long to follow, node by node") from error
+
+
+@_of_limited_depth()
 def read_program(
     proto: onnx.ModelProto,
     *,
@@ -86,19 +97,6 @@ def read_program(
         ModelError: the model has no logits of the form that is needed.
         UsageError: the input or the logits must be named, or the input's range given.
     """
-    try:
-        return _read(proto, input_range, preprocessing, logits, input)
-    except RecursionError as error:
-        raise ModelError("a formula in the model is too long to follow, node by node") from error
-
-
-def _read(
-    proto: onnx.ModelProto,
-    input_range: InputRange | None,
-    preprocessing: Preprocessing | str | None,
-    logits: str | None,
-    input: str | None,
-) -> Program:
     if PREFIX + "method" in metadata(proto):
         raise UsageError("the model is an explainer already: give the model that it was made from")
     model = modernise(proto)
