@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,7 @@ class Dequantiser:
     Args:
         constants: a function that gives the value of a constant by its name, else None.
         readers: how many nodes and outputs read each tensor.
+        fixed: the tensors that are constants, or made of nothing else.
         types: ONNX's number of the type of each constant.
         opset: that of the graph.
 
@@ -73,6 +75,7 @@ class Dequantiser:
         constants: Callable[[str], Array | None],
         types: Mapping[str, int],
         readers: Mapping[str, int],
+        fixed: AbstractSet[str],
         opset: int,
     ) -> None:
         self._constants, self._types, self._readers = constants, types, readers
@@ -84,13 +87,11 @@ class Dequantiser:
         self.intervals: dict[str, Interval] = {}
         self._made_by: dict[str, str] = {}
         self._unreadable: set[str] = set()
-        self._fixed = {*types}
+        self._fixed = fixed
         self._too_short = _FOUR_BITS if opset < _CASTS_FOUR_BITS else frozenset[str]()
 
     def read(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """The node as the nodes of the copy, which are often itself."""
-        if self._fixed.issuperset(filter(None, node.input)):
-            self._fixed.update(node.output)
         reader = READERS.get(node.op_type) if node.domain in _KEPT else None
         try:
             made = reader(self, node) if reader is not None else None
@@ -105,7 +106,7 @@ class Dequantiser:
     def _hand_on(self, node: onnx.NodeProto) -> onnx.NodeProto:
         """What only moves integers about leaves their scale as it is."""
         # A runtime fuses weights with what lays them out, unless somebody else reads them there.
-        laid_out = node.op_type in _MOVING and self._fixed.issuperset(node.output)
+        laid_out = node.op_type in _MOVING and self._fixed >= {*node.output}
         if (laid_out or node.op_type in _CHOOSING) and any(self._is_read(x) for x in node.input):
             self.views.update((y, View(y, "float32", again=True)) for y in node.output)
         views = [self._integers.get(x) for x in node.input]

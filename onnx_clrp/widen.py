@@ -57,9 +57,10 @@ def over_reals(
     constants = _Constants(model, weights, values)
     opset = next(o.version for o in model.opset_import if o.domain == "")
     readers = _readers(model.graph)
-    dequantiser = Dequantiser(constants.value, constants.types, readers, opset)
+    fixed = _made_of_constants(model.graph, constants)
+    dequantiser = Dequantiser(constants.value, constants.types, readers, fixed, opset)
     nodes = [made for node in model.graph.node for made in dequantiser.read(node)]
-    views = {**(_narrow_views(model, constants) if narrow else {}), **dequantiser.views}
+    views = {**(_narrow_views(model, constants, fixed) if narrow else {}), **dequantiser.views}
     reals = Reals(views, dequantiser.origins, dequantiser.intervals, constants.value)
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
@@ -112,14 +113,15 @@ def _has_narrow(model: onnx.ModelProto) -> bool:
     return not types.isdisjoint(_NARROW)
 
 
-def _narrow_views(model: onnx.ModelProto, constants: _Constants) -> dict[str, View]:
+def _narrow_views(
+    model: onnx.ModelProto, constants: _Constants, fixed: set[str]
+) -> dict[str, View]:
     """A Cast for every tensor of another float type, and for those whose type nobody knows."""
     graph = shape_inference.infer_shapes(model).graph
     types = dict(constants.types)
     for value in (*graph.value_info, *graph.input, *graph.output):
         types.setdefault(value.name, value.type.tensor_type.elem_type)
     made = {y: node.op_type for node in graph.node for y in node.output if y}
-    fixed = _made_of_constants(graph, constants)
     named = {name: types.get(name, 0) for name in (*types, *made)}
     return {
         name: View(
