@@ -18,6 +18,7 @@ from onnx_clrp.intervals import (
     Interval,
     Kind,
     between,
+    by_channel,
     cast,
     compressed,
     hull,
@@ -185,9 +186,8 @@ def _same_channels(interval: Interval, node: gs.Node, known: Known) -> Interval:
     """Bounds a channel are those of a pool's output too; anything finer is not."""
     before, after = (known.shapes[x.name] for x in (node.inputs[0], node.outputs[0]))
     kept = before is not None and after is not None and before[:2] == after[:2]
-    varies = interval.lo.ndim >= 2 and interval.lo.size == interval.lo.shape[1]
-    same = kept and varies and before is not None and len(before) == interval.lo.ndim
-    return interval if same and len(before or ()) == len(after or ()) else hull([interval])
+    same = kept and len(before or ()) == len(after or ()) == interval.lo.ndim
+    return by_channel(interval) if same else hull([interval])
 
 
 def _run_at(

@@ -43,7 +43,7 @@ class Tape(Writer):
         """The steps that could not hand relevance on, and why."""
         self.composite: Composite
         self.step: Step
-        self.signed: Step | None = None
+        self.heeded: Step | None = None
         """The last step whose scales behind it were heeded."""
 
     # -- whose turn it is ----------------------------------------------------------------------
@@ -51,7 +51,7 @@ class Tape(Writer):
     def redistribute(self, f: LinearMap, r: Tensor) -> Tensor:
         """Hand relevance down a linear map by the composite's rule for it."""
         f = replace(f, weight=self._signed(f))
-        self.signed = self.step
+        self.heeded = self.step
         first = not self.facts.behind_linear(f.x)
         return (self.composite.first if first else self.composite.linear)(self, f, r)
 

@@ -108,7 +108,7 @@ def _refuse_no_relevance(step: Step, result: object) -> None:
 
 def _refuse_unheeded_signs(t: Tape, step: Step) -> None:
     """A linear rule of the user's own may do without the composite, but not without the signs."""
-    if t.signed is not step and (step.signs is not None or step.scales):
+    if t.heeded is not step and (step.signs is not None or step.scales):
         raise UnsupportedError(
             "a scale behind it may be negative, and its rule does not hand on by Tape.redistribute"
         )

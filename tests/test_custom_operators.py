@@ -15,13 +15,13 @@ import onnx
 import onnx.parser
 import pytest
 from cli_support import run as run_here
+from test_found import handed
 from test_structures import BODY, PICTURES, RANGE, WEIGHTS, network
 
 import onnx_clrp
 from onnx_clrp import UnsupportedError, UsageError, rules, sessions
 from onnx_clrp.redistribute import LinearMap
 from onnx_clrp.tape import Tape, Tensor
-from onnx_clrp.testing import redistribute
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "custom-operators.md").read_text(encoding="utf-8")
@@ -182,12 +182,13 @@ def own_convolution(**known: int) -> Callable[..., Tensor]:
 
 def behind_scales(scales: str) -> np.ndarray:
     """The relevance of `x` in front of a convolution and a scale for each of its two channels."""
-    text = f"""<ir_version: 9, opset_import: ["": 18]> g (float[1,1,3,3] x) => (float[1,2,2,2] y)
-        <float[2,1,2,2] w = {{1,-2,3,-4,-1,2,1,-3}}, float[2,1,1] scales = {{{scales}}}>
-        {{ h = Conv(x, w) y = Mul(h, scales) }}"""
-    x = np.random.default_rng(2).normal(size=(1, 1, 3, 3)).astype(np.float32)
-    r = np.arange(1, 9, dtype=np.float32).reshape(1, 1, 2, 2, 2)
-    return redistribute(onnx.parser.parse_model(text), {"x": x}, {"y": r})["x"]
+    return handed(
+        "(float[1,1,3,3] x) => (float[1,2,2,2] y)",
+        f"<float[2,1,2,2] w = {{1,-2,3,-4,-1,2,1,-3}}, float[2,1,1] scales = {{{scales}}}>",
+        "h = Conv(x, w) y = Mul(h, scales)",
+        np.random.default_rng(2).normal(size=(1, 1, 3, 3)).astype(np.float32),
+        np.arange(1, 9, dtype=np.float32).reshape(1, 1, 2, 2, 2),
+    )
 
 
 @pytest.mark.parametrize(

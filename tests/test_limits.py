@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from test_found import handed
 
 from onnx_clrp import Explainer, ModelError, UnsupportedError, convert
-from onnx_clrp.testing import redistribute
 
 Node = onnx.NodeProto
 RANGE = (-1.0, 1.0)
@@ -80,26 +80,16 @@ def test_a_formula_of_thousands_of_nodes_is_one_line() -> None:
 
 
 def test_a_maximum_of_a_whole_plane_takes_a_few_nodes() -> None:
-    pooled = helper.make_node("MaxPool", ["x"], ["y"], kernel_shape=[56, 56])
-    whole = helper.make_node("GlobalMaxPool", ["x"], ["y"])
     x = np.random.default_rng(1).normal(size=(2, 3, 56, 56)).astype(np.float32).round(1)
     r = np.arange(1, 7, dtype=np.float32).reshape(1, 2, 3, 1, 1)
-    found, wanted = (redistribute(alone(node), {"x": x}, {"y": r})["x"] for node in (pooled, whole))
+    found, wanted = (
+        handed("(float[2,3,56,56] x) => (float[a,b,c,d] y)", "", body, x, r)
+        for body in ("y = MaxPool<kernel_shape=[56,56]>(x)", "y = GlobalMaxPool(x)")
+    )
     np.testing.assert_array_equal(found, wanted)
     assert (found != 0).sum() == 6
     many = helper.make_node("MaxPool", ["x"], ["z"], kernel_shape=[56, 56])
     assert len(convert(classifier([many], 56), input_range=RANGE).graph.node) < 100
-
-
-def alone(node: Node) -> onnx.ModelProto:
-    """A graph of one pool."""
-    graph = helper.make_graph(
-        [node],
-        "graph",
-        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3, 56, 56])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 3, 1, 1])],
-    )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
 
 
 def test_a_maximum_of_very_many_places_is_refused() -> None:
