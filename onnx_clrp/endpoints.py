@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_graphsurgeon as gs
 
-from onnx_clrp.composites import answered
+from onnx_clrp.formulas import answered
 from onnx_clrp.errors import ModelError, UsageError
 from onnx_clrp.facts import Facts, reads
 from onnx_clrp.rules import find_rule

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx_graphsurgeon as gs
 
-from onnx_clrp.composites import as_composite
+from onnx_clrp.formulas import as_composite
 from onnx_clrp.facts import Facts, Tensor
 from onnx_clrp.gates import Gates
 from onnx_clrp.pads import explicit_pads, without_pads
