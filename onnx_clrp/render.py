@@ -1,24 +1,33 @@
 """Relevance to picture: lays heatmaps over a photograph and composes a sheet fit for print."""
 
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from onnx_clrp.canvas import (
+    CAPTION,
+    FAINT,
+    GAP,
+    HEAD,
+    LEADING,
+    LEGEND,
+    MARGIN,
+    SMALL,
+    TITLE,
+    Canvas,
+    Picture,
+    scaled,
+)
 from onnx_clrp.errors import UsageError
 from onnx_clrp.files import write_whole
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 Array = npt.NDArray[np.float64]
-Picture = npt.NDArray[np.uint8]
 
 QUANTILE = 0.995  # of the non-zero |R|: a few outliers must not wash out the rest
 DIM = 0.6  # the darkest grey of the picture under a map, so that full colours stand out
@@ -28,14 +37,8 @@ BLUES = ("ffffff", "caeafc", "96d3f9", "5cbbf6", "3da1e4", "3487c9", "2b6eaf", "
 
 MAX_PANELS = 100
 PER_ROW = 5
-DPI = 200  # all lengths below are pixels at this resolution
-SIDE, LONGEST_SIDE = 448, 896  # a picture's longer side is brought between these
-TINY = 64  # pictures up to here are enlarged with crisp pixels
-MARGIN, GAP = 32, 28
-TITLE, HEAD, STRIP, CAPTION, LEGEND = 60, 44, 44, 40, 84
-BAR = 22
-DARK, LINE = 34, 176  # greys of the strip and of the frames
-FONT, INK, FAINT = "DejaVu Sans", "#111111", "#555555"
+LOWEST = 64  # a map of fewer pixels has no room for words on it
+BAR, STRIP, DARK = 22, 44, 34  # the heights of the legend and of a note, and the note's grey
 
 
 @dataclass(frozen=True)
@@ -67,8 +70,8 @@ def draw(
     """
     if not 1 <= len(panels) <= MAX_PANELS:
         raise UsageError(f"a sheet takes 1 to {MAX_PANELS} maps, not {len(panels)}")
-    maps = [_checked(picture, panel.heatmap) for panel in panels]
-    both = any(map(_is_signed, maps)) if signed is None else signed
+    maps = [checked(picture, panel.heatmap) for panel in panels]
+    both = any(map(is_signed, maps)) if signed is None else signed
     sheet = _Sheet(picture, len(panels), bool(title), any(panel.note for panel in panels))
     sheet.heading(title)
     sheet.photograph()
@@ -82,12 +85,12 @@ def overlay(
     picture: Picture, heatmap: npt.NDArray[Any], *, signed: bool | None = None, smooth: float = 0.0
 ) -> Picture:
     """The picture in light grey under its map in colour, pixel for pixel; see `draw`."""
-    values = _checked(picture, heatmap)
-    both = _is_signed(values) if signed is None else signed
-    return _painted(picture, _shown(values, both, smooth))
+    values = checked(picture, heatmap)
+    both = is_signed(values) if signed is None else signed
+    return painted(picture, _shown(values, both, smooth))
 
 
-def _checked(picture: Picture, heatmap: npt.NDArray[Any]) -> Array:
+def checked(picture: Picture, heatmap: npt.NDArray[Any]) -> Array:
     """The map as float64, or a ValueError that says why it cannot be drawn."""
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
         raise ValueError(f"picture must be uint8 [H, W, 3], not {picture.dtype} {picture.shape}")
@@ -99,7 +102,7 @@ def _checked(picture: Picture, heatmap: npt.NDArray[Any]) -> Array:
     return values
 
 
-def _is_signed(values: Array) -> bool:
+def is_signed(values: Array) -> bool:
     """Whether negative values matter: rounding alone leaves traces below zero."""
     return bool(values.min() < -1e-3 * np.abs(values).max())
 
@@ -125,17 +128,22 @@ def _blurred(values: Array, sigma: float) -> Array:
     return values
 
 
-def _full_colour(values: Array) -> float:
+def minus(numbers: str) -> str:
+    """With the sign that is as wide as a plus."""
+    return numbers.replace("-", "\u2212")
+
+
+def full_colour(values: Array) -> float:
     """The magnitude that is drawn in full colour; 0 for a map of zeros."""
     sizes = np.abs(values[values != 0])
     return float(np.quantile(sizes, QUANTILE)) if sizes.size else 0.0
 
 
-def _painted(picture: Picture, values: Array) -> Picture:
+def painted(picture: Picture, values: Array) -> Picture:
     """The map's colours printed onto the light grey picture as onto paper of that grey."""
     grey = np.asarray(Image.fromarray(picture).convert("L"), dtype=np.float64)[..., None] / 255
     paper = DIM + (1 - DIM) * grey
-    full = _full_colour(values)
+    full = full_colour(values)
     with np.errstate(over="ignore"):
         colours = _colours(values / full if full else values)
     # A colour on white is white shining through what the ink leaves: dim that share only.
@@ -160,66 +168,94 @@ def _bytes(colours: Array) -> Picture:
     return np.rint(np.clip(colours, 0, 1) * 255).astype(np.uint8)
 
 
-def _scaled(picture: Picture) -> Picture:
-    """At a size fit for print: tiny pictures in whole steps and crisp, others smoothly."""
-    height, width = picture.shape[:2]
-    longest = max(height, width)
-    if longest <= TINY:
-        step = SIDE // longest
-        return picture.repeat(step, axis=0).repeat(step, axis=1)
-    wanted = min(max(longest, SIDE), LONGEST_SIDE)
-    if wanted == longest:
-        return picture
-    size = [max(1, round(length * wanted / longest)) for length in (width, height)]
-    image = Image.fromarray(picture).resize((size[0], size[1]), Image.Resampling.BICUBIC)
-    return np.asarray(image, dtype=np.uint8)
+def strip_height(lines: int) -> int:
+    """Of a warning of so many lines."""
+    return STRIP + (lines - 1) * LEADING if lines else 0
 
 
-class _Sheet:
-    """A canvas of exact pixels, with text set over it."""
+class Plate(Canvas):
+    """A canvas for maps."""
+
+    def small(
+        self,
+        content: str,
+        x: int,
+        y: int,
+        width: int,
+        align: Literal["left", "center", "right"] = "left",
+    ) -> int:
+        """A number, or a word of little weight."""
+        return self.text(content, x, y, width, size=7, color=FAINT, align=align)
+
+    def map(self, picture: Picture, panel: Panel, x: int, y: int, side: int) -> str:
+        """A map over its picture, the longer side of that length; returns what q is."""
+        values = checked(picture, panel.heatmap)
+        shown = values if is_signed(values) else np.maximum(values, 0.0)
+        large = scaled(painted(picture, shown), side, side)
+        self.paste(large, x, y)
+        if full := full_colour(shown):
+            return minus(f"q = {full:.3g}")
+        if len(large) >= LOWEST:
+            self.text("no relevance", x + 14, y + 38, SMALL - 28, boxed=True)
+        return "no relevance"
+
+    def strip(self, note: str, x: int, y: int, width: int, lines: int = 1) -> None:
+        """A warning under a map, white on dark, with room for so many lines."""
+        self.pixels[y : y + strip_height(lines), x : x + width] = DARK
+        size = 8 if lines == 1 else 7
+        words = self.broken(note, width - 28, lines, size=size)
+        y += 30 + (lines - len(words)) * LEADING // 2
+        for index, line in enumerate(words):
+            self.text(line, x + 14, y + index * LEADING, width - 28, size=size, color="white")
+
+    def scale_bar(self, x: int, y: int, width: int, signed: bool) -> None:
+        """What the colours mean, and what q is."""
+        levels = np.linspace(-1.0 if signed else 0.0, 1.0, width)
+        self.paste(_bytes(_colours(np.tile(levels, (BAR, 1)))), x, y)
+        self.small("\u2212q" if signed else "0", x, y + 50, width)
+        if signed:
+            self.small("0", x + width // 2, y + 50, 40, "center")
+        self.small("q", x + width, y + 50, 40, "right")
+        self.small(f"q: {100 * QUANTILE:g} % quantile of |R| > 0, per map", x, y + 80, width)
+
+
+class _Sheet(Plate):
+    """The picture at the left, and the maps in a grid at its right."""
 
     def __init__(self, picture: Picture, count: int, titled: bool, noted: bool) -> None:
         """Fixes the grid: the picture's column, then panels in rows of nearly equal length."""
         self.picture = picture
-        self.large = _scaled(picture)
+        self.large = scaled(picture)
         self.columns = math.ceil(count / math.ceil(count / PER_ROW))
-        self.cell = max(self.large.shape[1], SIDE // 2)
-        self.strip = STRIP if noted else 0
+        self.cell = max(self.large.shape[1], SMALL)
         self.top = MARGIN + (TITLE if titled else 0)
-        self.pitch = HEAD + self.large.shape[0] + self.strip + CAPTION + GAP
+        self.pitch = HEAD + self.large.shape[0] + (STRIP if noted else 0) + CAPTION + GAP
         self.foot = self.top + math.ceil(count / self.columns) * self.pitch
         width = 2 * MARGIN + (self.columns + 1) * self.cell + self.columns * GAP
-        self.canvas = np.full((self.foot + LEGEND + MARGIN, width, 3), 255, dtype=np.uint8)
-        self.figure = _figure(width, len(self.canvas))
-
-    def heading(self, title: str) -> None:
-        """The line above everything."""
-        width = self.canvas.shape[1] - 2 * MARGIN
-        self.text(title, MARGIN, MARGIN + 28, width, size=11, weight="bold")
+        super().__init__(width, self.foot + LEGEND + MARGIN)
 
     def photograph(self) -> None:
         """The untouched picture, at the left of the first row."""
         self.text("picture", MARGIN, self.top + HEAD - 14, self.cell, color=FAINT)
-        self.paste(self.large, MARGIN, self.top + HEAD)
+        self.middle(self.large, MARGIN, self.top + HEAD)
 
     def panel(self, index: int, panel: Panel, values: Array) -> None:
         """A map over the picture, between its label and what its colours amount to."""
         x = MARGIN + (index % self.columns + 1) * (self.cell + GAP)
         y = self.top + index // self.columns * self.pitch + HEAD
         self.text(panel.label, x, y - 14, self.cell, weight="bold")
-        self.paste(_scaled(_painted(self.picture, values)), x, y)
-        full = _full_colour(values)
+        self.middle(scaled(painted(self.picture, values)), x, y)
+        full = full_colour(values)
         nothing = "no positive relevance" if np.any(panel.heatmap) else "no relevance"
         if not full:
             self.text(nothing, x + 14, y + 38, self.cell - 28, boxed=True)
         y += len(self.large)
         if panel.note:
-            self.canvas[y : y + self.strip, x : x + self.cell] = DARK
-            self.text(panel.note, x + 14, y + 30, self.cell - 28, size=8, color="white")
-            y += self.strip
+            self.strip(panel.note, x, y, self.cell)
+            y += STRIP
         amount = f"q = {full:.3g}" if full else nothing
-        numbers = f"score {panel.score:.4g} \u00b7 {amount}".replace("-", "\u2212")
-        self.text(numbers, x, y + 30, self.cell, size=7, color=FAINT)
+        numbers = minus(f"score {panel.score:.4g} \u00b7 {amount}")
+        self.small(numbers, x, y + 30, self.cell)
 
     def legend(self, method: str, signed: bool, smooth: float) -> None:
         """The method, and what the colours mean, under the first two columns."""
@@ -228,84 +264,9 @@ class _Sheet:
         if smooth > 0:
             sigma = smooth * max(self.picture.shape[:2])
             note = f"smoothed for display, \u03c3 = {sigma:.2g} px"
-            self.text(note, x, y + 50, self.cell, size=7, color=FAINT)
-        x += self.cell + GAP
-        levels = np.linspace(-1.0 if signed else 0.0, 1.0, self.cell)
-        self.paste(_bytes(_colours(np.tile(levels, (BAR, 1)))), x, y)
-        self.text("\u2212q" if signed else "0", x, y + 50, self.cell, size=7, color=FAINT)
-        if signed:
-            self.text("0", x + self.cell // 2, y + 50, 40, size=7, color=FAINT, align="center")
-        self.text("q", x + self.cell, y + 50, 40, size=7, color=FAINT, align="right")
-        rule = f"q: {100 * QUANTILE:g} % quantile of |R| > 0, per map"
-        self.text(rule, x, y + 80, self.cell, size=7, color=FAINT)
+            self.small(note, x, y + 50, self.cell)
+        self.scale_bar(x + self.cell + GAP, y, self.cell, signed)
 
-    def paste(self, picture: Picture, x: int, y: int) -> None:
-        """A picture in the middle of its cell, in a hairline frame."""
-        height, width = picture.shape[:2]
-        x += (self.cell - width) // 2
-        self.canvas[y - 1 : y + height + 1, x - 1 : x + width + 1] = LINE
-        self.canvas[y : y + height, x : x + width] = picture
-
-    def text(
-        self,
-        content: str,
-        x: int,
-        y: int,
-        width: int,
-        *,
-        size: int = 9,
-        weight: str = "normal",
-        color: str = INK,
-        align: Literal["left", "center", "right"] = "left",
-        boxed: bool = False,
-    ) -> None:
-        """One line on the baseline y, cut to the width; never read as TeX or mathematics."""
-        artist = self.figure.text(
-            x / self.canvas.shape[1],
-            1 - y / self.canvas.shape[0],
-            content := _printable(content),
-            fontfamily=FONT,
-            fontsize=size,
-            fontweight=weight,
-            color=color,
-            ha=align,
-            va="baseline",
-            usetex=False,
-            parse_math=False,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 3} if boxed else None,
-        )
-        while content and (actual := artist.get_window_extent().width) > width:
-            guess = int(len(content) * width / actual) + 1
-            content = content[: min(guess, len(content) - 1)].rstrip()
-            artist.set_text(content + "\u2026")
-
-    def png(self) -> bytes:
-        """The finished sheet."""
-        self.figure.figimage(self.canvas, zorder=-1, origin="upper")
-        agg: Any = self.figure.canvas  # what Agg adds to a canvas has no types
-        agg.draw()
-        pixels = np.asarray(agg.buffer_rgba())[..., :3]
-        file = io.BytesIO()
-        Image.fromarray(pixels).save(file, "PNG", dpi=(DPI, DPI), compress_level=4)
-        return file.getvalue()
-
-
-def _figure(width: int, height: int) -> "Figure":
-    """A figure of exactly so many pixels, on a canvas of its own: pyplot keeps global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    # Agg cuts the product of inches and dpi to whole pixels: a hair more keeps the last one.
-    figure = Figure(((width + 0.01) / DPI, (height + 0.01) / DPI), dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _printable(text: str) -> str:
-    """One line without control characters; what the font lacks becomes a question mark."""
-    from matplotlib.font_manager import findfont, get_font
-
-    font = get_font(findfont(FONT))
-    line = " ".join(text[:200].split())
-    shown = (character for character in line if character.isprintable())
-    return "".join(c if font.get_char_index(ord(c)) else "\ufffd" for c in shown)
+    def middle(self, picture: Picture, x: int, y: int) -> None:
+        """A picture in the middle of its cell."""
+        self.paste(picture, x + (self.cell - picture.shape[1]) // 2, y)
