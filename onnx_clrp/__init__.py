@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from onnx_clrp.errors import UsageError as UsageError
     from onnx_clrp.image import Preprocessing as Preprocessing
     from onnx_clrp.model import save as save
+    from onnx_clrp.rules import gradient as gradient
     from onnx_clrp.rules import rule as rule
     from onnx_clrp.runtime import Explainer as Explainer
     from onnx_clrp.runtime import Result as Result
@@ -28,6 +29,7 @@ _HOMES = {
     "Explainer": "runtime",
     "Result": "runtime",
     "Preprocessing": "image",
+    "gradient": "rules",
     "rule": "rules",
     "custom_operators": "sessions",
     "ClrpError": "errors",

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 from numpy.typing import ArrayLike, NDArray
 
-from onnx_clrp.compiler import Options, composite_of, convert, method_of, parse_target
+from onnx_clrp.compiler import Options, convert, parse_target, plan_of
 from onnx_clrp.errors import ModelError, UsageError
 from onnx_clrp.float64 import half_step, other_pass, run_float64
 from onnx_clrp.ledger import Books, keep_books
@@ -72,8 +72,8 @@ class Comparison:
         options: Options,
     ) -> None:
         self.program = read_program(proto, **reading(options))
-        self.method = method_of(options.get("method", "clrp2"), self.program.classes)
-        self._composite = composite_of(options.get("rules", "default"))
+        self._plan = plan_of(self.program, options)
+        self.method = self._plan.method
         asked = parse_target(options.get("target"), self.program.classes)
         self._proto = proto
         bare: Options = {**options, "signed": True, "parts": False, "target": None}
@@ -131,7 +131,7 @@ class Comparison:
 
     def keep_books(self) -> Account:
         """Run the explainer with a ledger; it can be written only once."""
-        books = keep_books(self.program, self.method, self._composite, self.target)
+        books = keep_books(self.program, self._plan, self.target)
         session, _ = open_session(books.model, self.device)
         taken = [x for x in books.cut if x not in self._inputs]
         names = [*books.sums.values(), books.maps["relevance"], *taken]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 
 import numpy as np
@@ -13,35 +14,76 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
+from onnx_clrp.composites import Composite, Overrides, composite_of, overridden
 from onnx_clrp.endpoints import channel_axis
 from onnx_clrp.errors import UsageError
 from onnx_clrp.image import Preprocessing
-from onnx_clrp.methods import METHODS, Method, Seeds, relevance_maps, scores_of
+from onnx_clrp.layers import find_tensor
+from onnx_clrp.maps import relevance_maps
+from onnx_clrp.methods import Method, method_of
 from onnx_clrp.model import PREFIX, fingerprint, load, self_contained
 from onnx_clrp.program import InputRange, Program, Reading, read_program
-from onnx_clrp.redistribute import RULE_SETS, Composite
+from onnx_clrp.seeds import Seeds, scores_of
 from onnx_clrp.tape import Tape, Tensor
 
 Target = int | Sequence[int] | str | None
 """None for an input of the graph, a class, a list of classes, or `"top:5"`."""
 
 
-class Options(Reading, total=False):
-    """The options of `convert`, for whoever hands them on."""
+class Choices(Reading, total=False):
+    """The options that say what is explained, and how."""
 
     method: str
+    contrast: str | None
+    difference: str | None
     rules: str
+    rules_for: Overrides
+    avg_pool: str | None
+    max_pool: str | None
+    at: Sequence[str]
+    cam_layer: str | None
+
+
+class Options(Choices, total=False):
+    """The options of `convert`, for whoever hands them on."""
+
     target: Target
     signed: bool
     parts: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be written behind a program.
+
+    Attributes:
+        method: the method.
+        composite: the rule set, with all overrides.
+        at: the hidden tensors at which maps are wanted.
+        cam_layer: that of a class activation map; None for the last one.
+    """
+
+    method: Method
+    composite: Composite
+    at: Sequence[Tensor] = ()
+    cam_layer: Tensor | None = None
 
 
 def convert(
     model: str | os.PathLike[str] | bytes | onnx.ModelProto,
     *,
     method: str = "clrp2",
+    contrast: str | None = None,
+    difference: str | None = None,
     rules: str = "default",
+    rules_for: Overrides = (),
+    avg_pool: str | None = None,
+    max_pool: str | None = None,
     target: Target = None,
+    layer: str | None = None,
+    neurons: str = "channels",
+    at: Sequence[str] = (),
+    cam_layer: str | None = None,
     input_range: InputRange | None = None,
     preprocessing: Preprocessing | str | None = None,
     logits: str | None = None,
@@ -54,18 +96,29 @@ def convert(
     Added are the input `target` int64 `[batch, k]` (unless the targets are compiled in) and the
     outputs `relevance` float32 `[batch, k, *input.shape[1:]]`, `relevance_target` int64
     `[batch, k]` and `relevance_logits` `[batch, C]`; `relevance_concept` and `relevance_dual` with
-    `parts`. A target outside of 0 … C-1 gives NaN.
+    `parts`, `relevance_at_0`, … for hidden tensors. A target outside of 0 … C-1 gives NaN.
 
     Args:
         model: a path, the bytes of a file, or a loaded model.
-        method: `"lrp"`, `"clrp1"` or `"clrp2"` (spec. section 2).
-        rules: `"default"` or `"paper"` (section 1).
+        method: one of `onnx_clrp.methods.METHODS` (docs/methods.md).
+        contrast: `"complement"`, `"others"` or `"negated"`: what a method without a contrast of
+            its own is compared with.
+        difference: `"plain"` or `"normalised"`: how the dual is taken from the concept.
+        rules: the rule set of LRP, one of `onnx_clrp.composites.RULE_SETS` (docs/methods.md).
+        rules_for: other rules for some linear maps, `{"conv*": "gamma(0.25)"}`.
+        avg_pool: `"even"` or `"proportional"`, other than the rule set has it.
+        max_pool: `"first"` or `"split"`: who gets what, where several equal the maximum.
         target: None for an input of the graph, a class, a list of classes, or `"top:5"`.
+        layer: the node or tensor whose neurons are explained in place of classes. C is their
+            number then, a target a neuron, and a logit what it says.
+        neurons: `"channels"`, each with all its positions, or `"units"`, every single one.
+        at: nodes or tensors at which the map is wanted too.
+        cam_layer: the node or tensor that a class activation map is made of.
         input_range: `(low, high)` of the model's input, numbers or one per channel, for z^β.
         preprocessing: how pictures become the input; it gives the range too.
         logits: the name of the tensor of class scores, where it is not plain.
         input: the name of the input to explain, where there are several.
-        signed: leave out the final `max(0, ·)`.
+        signed: leave out the final `max(0, ·)` of a contrast.
         parts: add the two maps of a contrast, at the price of a second pass.
 
     Returns:
@@ -78,25 +131,82 @@ def convert(
     """
     proto = load(model)
     program = read_program(
-        proto, input_range=input_range, preprocessing=preprocessing, logits=logits, input=input
+        proto,
+        input_range=input_range,
+        preprocessing=preprocessing,
+        logits=logits,
+        input=input,
+        layer=layer,
+        neurons=neurons,
     )
-    explainer = write(
-        program,
-        method_of(method, program.classes),
-        composite_of(rules),
-        parse_target(target, program.classes),
-        signed=signed,
-        parts=parts,
-    )
-    how = {"method": method, "rules": rules, "signed": json.dumps(signed)}
-    _describe(explainer, {**how, **_known(program), "source_sha256": fingerprint(proto)})
+    choices: Choices = {
+        "method": method,
+        "contrast": contrast,
+        "difference": difference,
+        "rules": rules,
+        "rules_for": rules_for,
+        "avg_pool": avg_pool,
+        "max_pool": max_pool,
+        "at": at,
+        "cam_layer": cam_layer,
+    }
+    plan = plan_of(program, choices)
+    wanted = parse_target(target, program.classes)
+    explainer = write(program, plan, wanted, signed=signed, parts=parts)
+    _describe(explainer, {**_chosen(choices, plan, signed), **_known(program)})
+    _describe(explainer, {"source_sha256": fingerprint(proto)})
     return explainer if isinstance(model, onnx.ModelProto) else self_contained(explainer)
+
+
+def plan_of(program: Program, choices: Choices) -> Plan:
+    """What the options ask for.
+
+    Raises:
+        UsageError: they name what is not there, or do not go together.
+    """
+    contrast, difference = choices.get("contrast"), choices.get("difference")
+    method = method_of(choices.get("method", "clrp2"), program.classes, contrast, difference)
+    rules, overrides = choices.get("rules", "default"), choices.get("rules_for", ())
+    avg_pool, max_pool = choices.get("avg_pool"), choices.get("max_pool")
+    if not method.of_relevance and (rules != "default" or overrides or avg_pool or max_pool):
+        raise UsageError(f"{method.name} takes no rules: they are those of LRP and its contrasts")
+    named = method.rules if rules == "default" else rules
+    composite = composite_of(named, avg_pool=avg_pool, max_pool=max_pool)
+    layers = (choices.get("at", ()), choices.get("cam_layer"))
+    _refuse_layers(program, method, *layers)
+    graph, facts = program.model.graph, program.facts
+    return Plan(
+        method,
+        overridden(composite, overrides, program.steps),
+        [find_tensor(graph, facts, name) for name in layers[0]],
+        None if layers[1] is None else find_tensor(graph, facts, layers[1]),
+    )
+
+
+def _refuse_layers(
+    program: Program, method: Method, at: Sequence[str], cam_layer: str | None
+) -> None:
+    """What a method cannot say of hidden layers."""
+    if isinstance(at, str):
+        raise UsageError(f"at is a list of names, not {at!r}")
+    if at and (method.cam or method.noise):
+        raise UsageError(f"{method.name} has a map at the input alone")
+    if cam_layer is not None and not method.cam:
+        raise UsageError(f"{method.name} makes no class activation map: no layer is chosen for it")
+    if program.neurons is None:
+        return
+    if method.fewest_classes > 1:
+        raise UsageError(
+            f"{method.name} compares with all other classes, and the other neurons of a layer are"
+            " no alternatives to one of them (paper, section 4): take lrp or clrp2"
+        )
+    if method.cam:
+        raise UsageError(f"{method.name} explains classes, not neurons")
 
 
 def write(
     program: Program,
-    method: Method,
-    composite: Composite,
+    plan: Plan,
     target: list[int] | int | None,
     *,
     signed: bool = False,
@@ -107,11 +217,24 @@ def write(
     scores = scores_of(t, program)
     targets = _targets(t, target, scores)
     seeds = Seeds.of(t, program, targets)
-    maps = relevance_maps(t, program, method, composite, seeds, parts=parts)
-    if method.dual is not None and not signed:
-        maps["relevance"] = t.Relu(maps["relevance"])
+    maps = relevance_maps(
+        t,
+        program,
+        plan.method,
+        plan.composite,
+        seeds,
+        parts=parts,
+        at=plan.at,
+        cam_layer=plan.cam_layer,
+    )
+    if plan.method.dual is not None and not signed:
+        positive = [name for name in maps if name == "relevance" or name.startswith("at/")]
+        maps.update((name, t.Relu(maps[name])) for name in positive)
+    tensors = {f"at/{i}": x for i, x in enumerate(plan.at)}
     outputs = {
-        name: _by_sample(t, r, program, targets, checked=target is not None)
+        _output(name): _by_sample(
+            t, r, tensors.get(name, program.input), targets, program, checked=target is not None
+        )
         for name, r in maps.items()
     }
     outputs["relevance_target"] = targets
@@ -122,10 +245,11 @@ def write(
     if not targets.inputs:
         asked = onnx.helper.make_tensor_value_info(targets.name, TensorProto.INT64, ["batch", "k"])
         finished.graph.input.append(asked)
+    shapes = {_output(name): x for name, x in tensors.items()}
     names = {}
     for name, value in zip(outputs, finished.graph.output[-len(outputs) :], strict=True):
         names[name] = value.name
-        form = _form(t, program, name)
+        form = _form(t, program, name, shapes.get(name, program.input))
         value.CopyFrom(onnx.helper.make_tensor_value_info(value.name, *form))
     names["logits"] = names.pop("relevance_logits", program.logits.name)
     names["input"] = program.input.name
@@ -135,21 +259,9 @@ def write(
     return finished
 
 
-def method_of(name: str, classes: int) -> Method:
-    """The method of that name; a UsageError if there is none, or too few classes for it."""
-    if name not in METHODS:
-        raise UsageError(f"no method is called {name!r}; there are {', '.join(METHODS)}")
-    method = METHODS[name]
-    if classes < method.fewest_classes:
-        raise UsageError(f"{name} needs at least {method.fewest_classes} classes, not {classes}")
-    return method
-
-
-def composite_of(rules: str) -> Composite:
-    """The rule set of that name; a UsageError if there is none."""
-    if rules not in RULE_SETS:
-        raise UsageError(f"no rule set is called {rules!r}; there are {', '.join(RULE_SETS)}")
-    return RULE_SETS[rules]
+def _output(name: str) -> str:
+    """What the output of a map is called."""
+    return name.replace("at/", "relevance_at_")
 
 
 def parse_target(target: Target, classes: int) -> list[int] | int | None:
@@ -185,9 +297,11 @@ def _targets(t: Tape, target: list[int] | int | None, scores: Tensor) -> Tensor:
     return t.Expand(np.array([target], np.int64), t.Concat(batch, [k], axis=0))
 
 
-def _by_sample(t: Tape, r: Tensor, program: Program, targets: Tensor, checked: bool) -> Tensor:
-    """Relevance `[k, N, ...]` as `[N, k, ...]`; NaN for a class that does not exist."""
-    rank = len(program.input.shape or ())
+def _by_sample(
+    t: Tape, r: Tensor, x: Tensor, targets: Tensor, program: Program, *, checked: bool
+) -> Tensor:
+    """Relevance `[k, N, ...]` of `x` as `[N, k, ...]`; NaN for a class that does not exist."""
+    rank = t.rank(x)
     sorted_by_sample = t.Transpose(r, perm=[1, 0, *range(2, rank + 1)])
     if checked:
         return sorted_by_sample
@@ -213,15 +327,31 @@ def append(proto: onnx.ModelProto, t: Tape, outputs: Mapping[str, Tensor]) -> on
     return proto
 
 
-def _form(t: Tape, program: Program, name: str) -> tuple[int, list[int | str | None]]:
-    """The type and the shape of one of our outputs."""
-    batch, *rest = program.input.shape or [None]
+def _form(t: Tape, program: Program, name: str, x: Tensor) -> tuple[int, list[int | str | None]]:
+    """The type and the shape of one of our outputs, a map of `x` unless its name says otherwise."""
+    batch, *rest = x.shape or [None]
     k = int(t.targets[0]) if isinstance(t.targets, np.ndarray) else "k"
     if name == "relevance_target":
         return TensorProto.INT64, [batch, k]
     if name == "relevance_logits":
         return TensorProto.FLOAT, [batch, program.classes]
     return TensorProto.FLOAT, [batch, k, *rest]
+
+
+def _chosen(choices: Choices, plan: Plan, signed: bool) -> dict[str, str]:
+    """What was asked for, as texts for the metadata."""
+    texts = {key: choices.get(key) for key in ("contrast", "difference", "avg_pool", "max_pool")}
+    overrides = choices.get("rules_for", ())
+    written = dict(overrides) if isinstance(overrides, Mapping) else [*overrides]
+    rules = choices.get("rules", "default")
+    return {
+        "method": plan.method.name,
+        "rules": plan.method.rules if rules == "default" else rules,
+        "signed": json.dumps(signed),
+        "at": json.dumps([*choices.get("at", ())]),
+        **({"rules_for": json.dumps(written)} if written else {}),
+        **{key: str(value) for key, value in texts.items() if value is not None},
+    }
 
 
 def _known(program: Program) -> dict[str, str]:
@@ -239,6 +369,10 @@ def _known(program: Program) -> dict[str, str]:
     }
     if program.preprocessing is not None:
         known["preprocessing"] = program.preprocessing.to_json()
+    if program.neurons is not None:
+        shape = program.facts.shape(program.logits) or ()
+        layer = {"name": program.logits.name, "neurons": program.neurons, "shape": shape}
+        known["layer"] = json.dumps(layer)
     if program.labels is not None:
         known["labels"] = json.dumps(program.labels, ensure_ascii=False)
     return known

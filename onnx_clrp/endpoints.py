@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import onnx_graphsurgeon as gs
 
-from onnx_clrp.formulas import answered
 from onnx_clrp.errors import ModelError, UsageError
 from onnx_clrp.facts import Facts, reads
+from onnx_clrp.formulas import answered
 from onnx_clrp.rules import find_rule
 from onnx_clrp.signs import falls
 from onnx_clrp.steps import step_of

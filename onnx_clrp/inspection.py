@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import prod
 from typing import Any, Unpack
@@ -12,15 +12,18 @@ from typing import Any, Unpack
 import numpy as np
 import onnx
 
-from onnx_clrp.compiler import Options, append, composite_of, method_of
+from onnx_clrp.cam import default_layer
+from onnx_clrp.classifier import split_at_classifier
+from onnx_clrp.compiler import Options, Plan, append, plan_of
 from onnx_clrp.errors import ModelError, UnsupportedError
 from onnx_clrp.facts import Facts
 from onnx_clrp.intervals import Interval
-from onnx_clrp.methods import Method, Seeds, relevance_maps, split_at_classifier
+from onnx_clrp.maps import relevance_maps
 from onnx_clrp.model import load
 from onnx_clrp.program import Program, read_program, reading
-from onnx_clrp.redistribute import Composite
+from onnx_clrp.redistribute import zbeta, zplus
 from onnx_clrp.rules import find_rule
+from onnx_clrp.seeds import Seeds
 from onnx_clrp.steps import Step, between, step_of
 from onnx_clrp.tape import Tape, Tensor
 from onnx_clrp.walk import Handed
@@ -138,9 +141,8 @@ def inspect(
         UsageError: an option does not fit.
     """
     program = _with_names(read_program(load(model), **reading(options)))
-    method = method_of(options.get("method", "clrp2"), program.classes)
-    rules = options.get("rules", "default")
-    trial = _Trial(program, method, composite_of(rules))
+    plan = plan_of(program, options)
+    trial = _Trial(program, plan)
     interval = program.facts.interval(program.input)
     ends = (float(interval.lo.min()), float(interval.hi.max()))
     return Inspection(
@@ -152,22 +154,73 @@ def inspect(
         classes=program.classes,
         outputs=[y.name for y in program.model.graph.outputs],
         labels=len(program.labels or ()),
-        method=method.name,
-        rules=rules,
+        method=plan.method.name,
+        rules=options.get("rules", "default"),
         notes=program.notes,
         refusal=trial.refusal,
         nodes=trial.rows(),
     )
 
 
+@dataclass(frozen=True)
+class Layer:
+    """A tensor on the way from the input to the logits, whose neurons can be explained.
+
+    Attributes:
+        node: the name of the node that writes it.
+        operator: its op type.
+        tensor: the tensor's own name.
+        shape: that of the tensor, None for a size that only the run will tell.
+        cam: is a class activation map made of it, where no other is named?
+    """
+
+    node: str
+    operator: str
+    tensor: str
+    shape: list[int | None] | None
+    cam: bool
+
+
+def layers_of(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto, **options: Unpack[Options]
+) -> list[Layer]:
+    """The layers of a model, in the order in which they run.
+
+    Args:
+        model: the model, as for `convert`.
+        options: those of `convert`.
+
+    Raises:
+        ModelError: the model cannot be read, or has no logits.
+        UsageError: an option does not fit.
+    """
+    program = read_program(load(model), **reading(options))
+    last = default_layer(program)
+    layers = []
+    for step in program.plain_steps:
+        for y in step.outputs:
+            shape = program.facts.shape(y)
+            known = None if shape is None else [*shape]
+            own = last is not None and y.name == last.name
+            layers.append(Layer(step.name, step.operator, y.name, known, own))
+    return layers
+
+
 def _with_names(program: Program) -> Program:
     """The same with a name of its own for every step, by which its nodes are known."""
-    often = Counter(step.name for step in program.steps)
-    named = [
-        step if step.name and often[step.name] == 1 else replace(step, name=_unique(step))
-        for step in program.steps
-    ]
-    return replace(program, steps=named)
+    ways = program.steps, program.plain_steps
+    steps, plain_steps = ([*map(_named(way), way)] for way in ways)
+    return replace(program, steps=steps, plain_steps=plain_steps)
+
+
+def _named(steps: Sequence[Step]) -> Callable[[Step], Step]:
+    often = Counter(step.name for step in steps)
+
+    def named(step: Step) -> Step:
+        alone = step.name and often[step.name] == 1
+        return step if alone else replace(step, name=_unique(step))
+
+    return named
 
 
 def _unique(step: Step) -> str:
@@ -181,23 +234,26 @@ class _Trial:
         refusal: why there is no explainer although every node has a rule.
     """
 
-    def __init__(self, program: Program, method: Method, composite: Composite) -> None:
+    def __init__(self, program: Program, plan: Plan) -> None:
         self.refusal: str | None = None
-        self._program = program
+        self._program, self._plan = program, plan
+        own = plan.method.composite
+        self._composite = plan.composite if own is None else own
+        self._steps = program.plain_steps if self._composite.gradient else program.steps
         self._taken: dict[str, set[str]] = {}
         self._passing: set[str] = set()
         self._gaps: dict[str, str] = {}
         self._written: Counter[tuple[str, str]] = Counter()
         self._classifier: set[str] = set()
         try:
-            self._write(method, composite)
+            self._write()
         except UnsupportedError as error:
             self._gaps = {node: reason for node, _, reason in error.gaps}
         except ModelError as error:
             self.refusal = str(error)
 
-    def _write(self, method: Method, composite: Composite) -> None:
-        program = self._program
+    def _write(self) -> None:
+        program, plan = self._program, self._plan
         t = Tape(program.model.names(), program.facts)
         seeds = Seeds.of(t, program, t.constant(np.array([[0]])))
 
@@ -206,22 +262,24 @@ class _Trial:
             if {r.name for _, r in handed} == {r.name for r in arrived if r is not None}:
                 self._passing.add(str(step))
 
-        maps = relevance_maps(t, program, method, composite, seeds, watch=watch)
+        maps = relevance_maps(
+            *(t, program, plan.method, plan.composite, seeds), watch=watch, cam_layer=plan.cam_layer
+        )
         own = len(program.model.proto.graph.node)
         made = append(program.model.proto, t, maps)
         self._written.update(_origin(node) for node in made.graph.node[own:])
-        if method.dual is not None:
-            head, _ = split_at_classifier(program.steps, program.logits)
+        if plan.method.dual is not None:
+            head, _ = split_at_classifier(self._steps, program.logits)
             self._classifier = {str(step) for step in head if step.linear}
 
     def rows(self) -> list[Row]:
         """A row for each node on the way, also for those that relevance does not come to."""
         program = self._program
-        named = {step.outputs[0].name: step for step in program.steps}
+        named = {step.outputs[0].name: step for step in self._steps}
         every = [step_of(node, program.facts) for node in program.model.graph.nodes]
         there = between(every, {program.logits.name}, program.facts)
         steps = [named.get(step.outputs[0].name, step) for step in there]
-        gates = {x.name for step in program.steps for x in self._gates(step)}
+        gates = {x.name for step in self._steps for x in self._gates(step)}
         to_gates = {step.outputs[0].name for step in between(every, gates, program.facts)}
         return [self._row(step, gates, to_gates) for step in steps]
 
@@ -262,6 +320,8 @@ class _Trial:
         return self._program.facts.carries(x)
 
     def _rule(self, step: Step) -> str:
+        if self._composite.gradient:
+            return "gradient"
         rule = find_rule(step.op, step.domain)
         if rule is None:
             return ""
@@ -271,10 +331,12 @@ class _Trial:
             affine = str(step) in self._passing and len(data) < len(step.inputs)
             return "R_x = R_y" if affine else rule.summary
         x = data[0]
-        bounded = not facts.behind_linear(x) and facts.interval(x).finite
+        chosen = self._composite.rule(step, first=not facts.behind_linear(x))
+        if chosen is zbeta and not facts.interval(x).finite:
+            chosen = zplus
         marks = ["classifier layer"] * (str(step) in self._classifier)
         marks += ["signs folded"] * (step.signs is not None)
-        return ", ".join(["z^β" if bounded else "z⁺", *marks])
+        return ", ".join([chosen.name, *marks])
 
 
 def _maker(x: Tensor) -> str:

@@ -8,21 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx
 
-from onnx_clrp.compiler import append
+from onnx_clrp.compiler import Plan, append
 from onnx_clrp.float64 import cut
-from onnx_clrp.methods import (
-    METHODS,
-    Dual,
-    Method,
-    Seeds,
-    relevance_maps,
-    split_at_classifier,
-)
+from onnx_clrp.maps import Ways, relevance_maps
+from onnx_clrp.methods import METHODS
 from onnx_clrp.program import Program
-from onnx_clrp.redistribute import Composite
+from onnx_clrp.seeds import Seeds
 from onnx_clrp.steps import Step
 from onnx_clrp.tape import Tape, Tensor
-from onnx_clrp.walk import Handed, walk
+from onnx_clrp.walk import Handed
 
 
 @dataclass(frozen=True)
@@ -93,21 +87,25 @@ class Books:
         ]
 
 
-def keep_books(program: Program, method: Method, composite: Composite, target: int) -> Books:
+def keep_books(program: Program, plan: Plan, target: int) -> Books:
     """Write the walk of LRP with its ledger, and the maps of a method, behind the model."""
     t = Tape(program.model.names(), program.facts)
     own = frozenset(y for node in program.model.proto.graph.node for y in node.output)
     t.targets = np.array([1], np.int64)
     seeds = Seeds.of(t, program, t.constant(np.array([[target]])))
     ledger = _Ledger(t)
-    concept = relevance_maps(t, program, METHODS["lrp"], composite, seeds, watch=ledger.watch)
+    lrp, method = METHODS["lrp"], plan.method
+    plain = relevance_maps(t, program, lrp, plan.composite, seeds, watch=ledger.watch)
     sums = ledger.sums()
-    sums["logit"] = t.total(t.Where(seeds.chosen, seeds.scores, 0.0))
-    sums["input"] = t.total(concept["relevance"])
-    maps = {**concept, "concept": concept["relevance"]}
-    if method.dual is not None:
-        maps |= relevance_maps(t, program, method, composite, seeds)
-        maps["dual"] = _dual(t, program, method.dual, composite, seeds)
+    sums["logit"] = t.total(seeds.sown(lrp.sow)[program.logits.name])
+    sums["input"] = t.total(plain["relevance"])
+    ways = Ways(t, program, method, plan.composite, seeds)
+    maps = relevance_maps(t, program, method, plan.composite, seeds, cam_layer=plan.cam_layer)
+    if method.dual is None or not ways.in_one_pass:
+        maps["concept"] = maps["relevance"]
+    else:
+        maps["concept"] = ways.concept()[program.input.name]
+        maps["dual"] = ways.dual()[program.input.name]
     outputs = {**sums, **{f"map/{key}": r for key, r in maps.items()}}
     model = append(program.model.proto, t, {f"ledger/{k}": x for k, x in outputs.items()})
     added = [y.name for y in model.graph.output[-len(outputs) :]]
@@ -151,13 +149,6 @@ class _Ledger:
         self.reasons = [(places[id(step)], why) for step, why, _ in self._t.absorbed]
         lost = {f"absorbed/{i}": total for i, (_, _, total) in enumerate(self._t.absorbed)}
         return {**self._sums, **lost}
-
-
-def _dual(t: Tape, program: Program, dual: Dual, composite: Composite, seeds: Seeds) -> Tensor:
-    """The dual of a contrast on a way of its own, from the logits down to the input."""
-    head, body = split_at_classifier(program.steps, program.logits)
-    behind = walk(t, head, seeds.sown(dual.sow), dual.composite(composite))
-    return walk(t, body, behind, composite)[program.input.name]
 
 
 def _tapped(model: onnx.ModelProto, own: frozenset[str], maps: Sequence[str]) -> list[str]:

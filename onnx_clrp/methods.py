@@ -1,31 +1,29 @@
-"""The methods: which seed starts at the logits, and what the contrast is taken with."""
+"""The methods: which seed starts at the scores, what goes down from there, and the contrast."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
-import numpy as np
-
-from onnx_clrp.errors import ModelError
-from onnx_clrp.redistribute import (
-    Composite,
-    conserving,
-    evenly,
-    in_float64,
-    negated,
+from onnx_clrp.backprop import DECONVNET, GRADIENT, GUIDED
+from onnx_clrp.composites import EXCITATION, Composite
+from onnx_clrp.errors import UsageError
+from onnx_clrp.redistribute import evenly, negated
+from onnx_clrp.seeds import (
+    Sow,
+    complement,
+    one,
+    others,
+    softmax_gradient,
+    softmax_gradient_of_others,
+    target_score,
 )
-from onnx_clrp.steps import Step
-from onnx_clrp.walk import Relevance, Watch, refuse_gaps, walk
 
-if TYPE_CHECKING:
-    from onnx_clrp.program import Program
-    from onnx_clrp.tape import Tape, Tensor
-
-Sow = Callable[["Tape", "Tensor", "Tensor", int], "Tensor"]
-"""`(t, chosen, logits, classes) -> seed`, all `[k, N, C]` or `[N, C]`."""
+PLAIN = "plain"
+NORMALISED = "normalised"
+PROBABILITIES = "probabilities"
+DIFFERENCES = (PLAIN, NORMALISED)
 
 
 @dataclass(frozen=True)
@@ -34,200 +32,161 @@ class Dual:
 
     Attributes:
         sow: the dual seed.
-        composite: how the dual is handed through the classifier layer and what lies behind it.
+        opposite: are the weights of the classifier layer negated for it?
+        fewest_classes: how many classes it takes for there to be one.
     """
 
     sow: Sow
-    composite: Callable[[Composite], Composite]
+    opposite: bool = False
+    fewest_classes: int = 1
 
 
 @dataclass(frozen=True)
 class Method:
-    """A seed and, for the contrastive methods, a dual."""
+    """A way to explain a score.
+
+    Attributes:
+        name: what it is called.
+        sow: what starts at the scores.
+        dual: for the contrastive methods, what the concept is compared with.
+        title: what pictures call it.
+        difference: how the dual is taken from the concept: `"plain"`, R - R_dual; `"normalised"`,
+            each map over the sum of its magnitudes; `"probabilities"`, each over its sum at the
+            input of the classifier layer.
+        composite: who gets what, where that is no matter of rule sets.
+        rules: the rule set, where none is asked for.
+        times_input: is the map multiplied with the input?
+        cam: is a class activation map of a layer made, or multiplied with?
+        noise: is it random?
+        reduce: how a heatmap comes from channels: `"sum"` or `"abs-max"`.
+    """
 
     name: str
-    sow: Sow
+    sow: Sow = target_score
     dual: Dual | None = None
-    fewest_classes: int = 1
+    title: str = ""
+    difference: str = PLAIN
+    composite: Composite | None = None
+    rules: str = "default"
+    times_input: bool = False
+    cam: bool = False
+    noise: bool = False
+    reduce: str = "sum"
+
+    @property
+    def fewest_classes(self) -> int:
+        """How many classes it needs."""
+        return 1 if self.dual is None else self.dual.fewest_classes
+
+    @property
+    def starts_with_score(self) -> bool:
+        """Does a score below zero make a map of what speaks against the class?"""
+        return self.sow is target_score and not self.noise
+
+    @property
+    def of_relevance(self) -> bool:
+        """Is it layer-wise relevance propagation, so that rule sets matter?"""
+        return self.composite is None and not self.noise
 
 
-_DENSE = frozenset({"Gemm", "MatMul"})
-_THROUGH = frozenset(
-    {"Add", "Sub", "Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose"}
-)
+CONTRASTS: Mapping[str, Callable[[Sow], Dual]] = {
+    "complement": lambda sow: Dual(complement(sow), fewest_classes=2),
+    "others": lambda sow: Dual(others, fewest_classes=2),
+    "negated": lambda sow: Dual(sow, opposite=True),
+}
+"""The duals by name: CLRP1's, that of the authors' code, and CLRP2's."""
+
+_COMPLEMENT = CONTRASTS["complement"](target_score)
+_NEGATED = CONTRASTS["negated"](target_score)
+_SOFTMAX = Dual(softmax_gradient_of_others, fewest_classes=2)
+_EXCITATION = Method("excitation_backprop", one, title="excitation backprop", composite=EXCITATION)
 
 
-def target_logit(t: Tape, chosen: Tensor, logits: Tensor, classes: int) -> Tensor:
-    """y_t at the explained class, zero elsewhere (paper, section 3)."""
-    return t.Where(chosen, logits, 0.0)
+def _authors(name: str, dual: Dual, title: str) -> Method:
+    """As in the code that the paper's authors released."""
+    return Method(name, dual=dual, title=title, difference=NORMALISED, rules="authors")
 
 
-def complement(t: Tape, chosen: Tensor, logits: Tensor, classes: int) -> Tensor:
-    """y_t / (C-1) at every class but the explained one: the dual seed of CLRP1 (section 4)."""
-    y_t = t.ReduceSum(target_logit(t, chosen, logits, classes), [-1], keepdims=1)
-    return t.Where(chosen, 0.0, t.Div(y_t, float(classes - 1)))
-
-
-def _same(composite: Composite) -> Composite:
-    return composite
-
-
-def opposite(composite: Composite) -> Composite:
-    """Weights negated; means evenly, since the activations belong to the concept (section 4)."""
-    return replace(
-        composite,
-        first=negated(composite.first),
-        linear=negated(composite.linear),
-        mean=evenly,
-    )
+def _gradient(name: str, title: str, **differing: Any) -> Method:
+    usual = Method(name, one, title=title, composite=GRADIENT, reduce="abs-max")
+    return replace(usual, **differing)
 
 
 METHODS: Mapping[str, Method] = {
     method.name: method
     for method in (
-        Method("lrp", target_logit),
-        Method("clrp1", target_logit, Dual(complement, _same), fewest_classes=2),
-        Method("clrp2", target_logit, Dual(target_logit, opposite)),
+        Method("lrp", title="LRP"),
+        Method("clrp1", dual=_COMPLEMENT, title="CLRP1"),
+        Method("clrp2", dual=_NEGATED, title="CLRP2"),
+        Method("sglrp", softmax_gradient, _SOFTMAX, title="SGLRP"),
+        _authors("clrp1_authors", CONTRASTS["others"](target_score), "CLRP1, authors' code"),
+        _authors("clrp2_authors", _NEGATED, "CLRP2, authors' code"),
+        _gradient("gradient", "gradient"),
+        _gradient("gradient_x_input", "gradient × input", times_input=True, reduce="sum"),
+        _gradient("deconvnet", "DeconvNet", composite=DECONVNET),
+        _gradient("guided_backprop", "guided backprop", composite=GUIDED),
+        _EXCITATION,
+        replace(
+            _EXCITATION,
+            name="contrastive_eb",
+            title="contrastive EB",
+            dual=CONTRASTS["negated"](one),
+            difference=PROBABILITIES,
+        ),
+        _gradient("grad_cam", "Grad-CAM", cam=True, reduce="sum"),
+        _gradient("guided_grad_cam", "guided Grad-CAM", composite=GUIDED, cam=True),
+        Method("random", title="random", noise=True),
     )
 }
 
 
-def scores_of(t: Tape, program: Program) -> Tensor:
-    """The class scores as `[N, C]`, whatever axes of size 1 the logits have behind."""
-    if len(program.facts.shape(program.logits) or ()) == 2:
-        return program.logits
-    return t.Reshape(program.logits, [-1, program.classes])
-
-
-def one_hot(t: Tape, target: Tensor, classes: int) -> Tensor:
-    """Whether a class is the explained one: `[k, N, C]` from the targets `[N, k]`."""
-    by_target = t.Unsqueeze(t.Transpose(target, perm=[1, 0]), [2])
-    return t.Equal(by_target, np.arange(classes))
-
-
-@dataclass(frozen=True)
-class Seeds:
-    """Makes the relevance that starts at the logits.
-
-    Attributes:
-        logits: the tensor of class scores in the graph.
-        scores: the same as `[N, C]`.
-        chosen: whether a class is the explained one, `[k, N, C]`.
-    """
-
-    t: Tape
-    logits: Tensor
-    scores: Tensor
-    chosen: Tensor
-    classes: int
-
-    @classmethod
-    def of(cls, t: Tape, program: Program, targets: Tensor) -> Seeds:
-        """The seeds of a program for the targets `[N, k]`."""
-        chosen = one_hot(t, targets, program.classes)
-        return cls(t, program.logits, scores_of(t, program), chosen, program.classes)
-
-    def sown(self, sow: Sow, *, wide: bool = False) -> Relevance:
-        """The seed of a method, or of its dual: `[k, *logits.shape]`, in float64 if it is wide."""
-        with self.t.double() if wide else nullcontext():
-            scores = self.t.number(self.scores) if wide else self.scores
-            seed = sow(self.t, self.chosen, scores, self.classes)
-        if self.scores is not self.logits:
-            seed = self.t.like(seed, self.logits)
-        return {self.logits.name: seed}
-
-
-def relevance_maps(
-    t: Tape,
-    program: Program,
-    method: Method,
-    composite: Composite,
-    seeds: Seeds,
-    *,
-    parts: bool = False,
-    watch: Watch | None = None,
-) -> dict[str, Tensor]:
-    """The maps at the input, `[k, *input.shape]`, by the name of the output they become.
-
-    The contrast is formed at the input of the classifier layer: below it every rule is linear in
-    the relevance, so that one pass does for both. The two are nearly alike, so that the layer
-    itself is calculated in float64 where it is fully connected.
+def method_of(
+    name: str, classes: int, contrast: str | None = None, difference: str | None = None
+) -> Method:
+    """The method of that name, with a contrast around it if one is asked for.
 
     Raises:
-        UnsupportedError: nodes cannot hand relevance on, all of them named.
+        UsageError: there is none, it has a contrast already or takes none, or there are too few
+            classes for it.
     """
-    whole = walk(t, program.steps, seeds.sown(method.sow), composite, watch)
-    refuse_gaps(t, program.steps)
-    concept = whole[program.input.name]
+    if name not in METHODS:
+        raise UsageError(f"no method is called {name!r}; there are {', '.join(METHODS)}")
+    method = METHODS[name]
+    if contrast is not None:
+        method = _contrasted(method, contrast)
+    if difference is not None:
+        method = _taken(method, difference)
+    if classes < method.fewest_classes:
+        raise UsageError(f"{name} needs at least {method.fewest_classes} classes, not {classes}")
+    return method
+
+
+def _contrasted(method: Method, contrast: str) -> Method:
+    if contrast not in CONTRASTS:
+        raise UsageError(f"no contrast is called {contrast!r}; there are {', '.join(CONTRASTS)}")
+    if method.dual is not None:
+        raise UsageError(f"{method.name} has a contrast of its own")
+    if method.cam or method.noise:
+        raise UsageError(f"{method.name} takes no contrast: it does not go back to the input")
+    difference = PLAIN if method.of_relevance else NORMALISED
+    if method.composite is EXCITATION:
+        difference = PROBABILITIES
+    return replace(method, dual=CONTRASTS[contrast](method.sow), difference=difference)
+
+
+def _taken(method: Method, difference: str) -> Method:
+    if difference not in DIFFERENCES:
+        raise UsageError(f"a difference is {' or '.join(DIFFERENCES)}, not {difference!r}")
     if method.dual is None:
-        return {"relevance": concept}
-    difference, body = _contrast(t, program, method.sow, method.dual, composite, seeds)
-    contrast = walk(t, body, difference, composite.over_maps(conserving))[program.input.name]
-    if not parts:
-        return {"relevance": contrast}
-    return {
-        "relevance": contrast,
-        "relevance_concept": concept,
-        "relevance_dual": t.Sub(concept, contrast),
-    }
+        raise UsageError(f"{method.name} has no contrast, and no difference to take")
+    return replace(method, difference=difference)
 
 
-def _contrast(
-    t: Tape, program: Program, sow: Sow, dual: Dual, composite: Composite, seeds: Seeds
-) -> tuple[Relevance, list[Step]]:
-    """R - R_dual at the input of the classifier layer, and the steps below it."""
-    head, body = split_at_classifier(program.steps, program.logits)
-    wide = _all_dense(t, head)
-    pair = composite, dual.composite(composite)
-    if wide:
-        pair = pair[0].over_maps(in_float64), pair[1].over_maps(in_float64)
-    ours = walk(t, head, seeds.sown(sow, wide=wide), pair[0])
-    theirs = walk(t, head, seeds.sown(dual.sow, wide=wide), pair[1])
-    return {name: t.number(t.Sub(r, theirs[name])) for name, r in ours.items()}, body
+def opposite(composite: Composite) -> Composite:
+    """The composite of a dual: weights negated.
 
-
-def _all_dense(t: Tape, head: Sequence[Step]) -> bool:
-    """Is the classifier layer fully connected, with nothing behind it that mixes in values?"""
-    return all(
-        step.op in _DENSE or (step.op in _THROUGH and sum(map(t.carries, step.inputs)) == 1)
-        for step in head
-    )
-
-
-def split_at_classifier(steps: Sequence[Step], logits: Tensor) -> tuple[list[Step], list[Step]]:
-    """The classifier layer with all that lies behind it, and the steps before it.
-
-    The classifier layer is every linear map from which the logits are reached without another
-    one. A step whose output also goes another way stands before the split, so that nothing that
-    arrives there is lost.
-
-    Raises:
-        ModelError: there is no such layer, or one of its maps also feeds another linear map, so
-            that no contrast can be formed in one place.
+    Relevance goes down means evenly, since the activations belong to the concept and not to its
+    opposite (spec. section 2).
     """
-    readers: dict[str, list[int]] = {}
-    for i, step in enumerate(steps):
-        for x in step.receivers:
-            readers.setdefault(x.name, []).append(i)
-    head: set[int] = set()
-    reaching = {logits.name}
-    nested: list[Step] = []
-    for i in reversed(range(len(steps))):
-        after = [j for y in steps[i].outputs for j in readers.get(y.name, [])]
-        final = any(y.name == logits.name for y in steps[i].outputs)
-        if (after or final) and all(j in head and not steps[j].linear for j in after):
-            head.add(i)
-        if not any(y.name in reaching for y in steps[i].outputs):
-            continue
-        if steps[i].linear and i not in head:
-            nested.append(steps[i])
-        if not steps[i].linear:
-            reaching.update(x.name for x in steps[i].receivers)
-    if nested:
-        raise ModelError(f"no contrast: {nested[0]} is a classifier layer and feeds another one")
-    if not any(steps[i].linear for i in head):
-        raise ModelError("no contrast: there is no linear map that could be the classifier layer")
-    return (
-        [step for i, step in enumerate(steps) if i in head],
-        [step for i, step in enumerate(steps) if i not in head],
-    )
+    dual = composite.over_maps(negated)
+    return dual if composite.gradient else replace(dual, mean=evenly)

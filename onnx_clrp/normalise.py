@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import onnx_graphsurgeon as gs
 
-from onnx_clrp.formulas import as_composite
 from onnx_clrp.facts import Facts, Tensor
+from onnx_clrp.formulas import as_composite
 from onnx_clrp.gates import Gates
 from onnx_clrp.pads import explicit_pads, without_pads
 from onnx_clrp.signs import with_signs
@@ -23,3 +24,17 @@ def normalised_steps(graph: gs.Graph, facts: Facts, ends: Sequence[Tensor]) -> l
     producers = {y.name: step for step in made for y in step.outputs}
     made = between([without_pads(step, producers, facts) for step in made], names, facts)
     return [with_signs(step, made, facts, names) for step in made]
+
+
+def plain_steps(graph: gs.Graph, facts: Facts, ends: Sequence[Tensor]) -> list[Step]:
+    """The same nodes one by one, for gradients: nothing is bypassed, a gate gets its own."""
+    made = [explicit_pads(step_of(node, facts), facts) for node in graph.nodes]
+    return [_smooth(step, facts) for step in between(made, {y.name for y in ends}, facts)]
+
+
+def _smooth(step: Step, facts: Facts) -> Step:
+    """The step, in doubt where what it writes is rounded to integers and cut off at their ends."""
+    views = [(y.name, facts.reals.views.get(y.name)) for y in step.outputs]
+    if any(v is not None and v.scale is not None and v.source == name for name, v in views):
+        return replace(step, doubt="its output is quantised, which has no gradient")
+    return step

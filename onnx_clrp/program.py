@@ -17,9 +17,10 @@ from onnx_clrp.errors import ModelError, UsageError
 from onnx_clrp.facts import Facts
 from onnx_clrp.image import CHANNELS, Preprocessing
 from onnx_clrp.intervals import Interval, between, per_channel
+from onnx_clrp.layers import find_tensor, neurons_of
 from onnx_clrp.model import PREFIX, metadata
 from onnx_clrp.modernise import Model, modernise
-from onnx_clrp.normalise import normalised_steps
+from onnx_clrp.normalise import normalised_steps, plain_steps
 from onnx_clrp.probabilities import doubted
 from onnx_clrp.steps import Step
 
@@ -34,6 +35,8 @@ class Reading(TypedDict, total=False):
     preprocessing: Preprocessing | str | None
     logits: str | None
     input: str | None
+    layer: str | None
+    neurons: str
 
 
 def reading(options: Reading) -> Reading:
@@ -43,6 +46,8 @@ def reading(options: Reading) -> Reading:
         preprocessing=options.get("preprocessing"),
         logits=options.get("logits"),
         input=options.get("input"),
+        layer=options.get("layer"),
+        neurons=options.get("neurons", "channels"),
     )
 
 
@@ -56,10 +61,14 @@ class Program:
         logits: the tensor of class scores, `[N, C]`, with further axes of size 1, or `[N]`.
         classes: C.
         facts: what is known of each tensor.
-        steps: the nodes from input to logits, in the order in which they run.
+        steps: the nodes from input to logits, in the order in which they run, as relevance
+            passes them.
+        plain_steps: the same as gradients pass them: nothing is bypassed, a gate gets its own.
         preprocessing: how pictures become the input, where that is known.
         labels: the classes' names, where they are known.
         notes: what was assumed, for the user to read.
+        neurons: where no class is explained but neurons of a layer, what counts as one of them:
+            `"channels"` or `"units"`. The layer's tensor stands in the place of the logits then.
     """
 
     model: Model
@@ -68,9 +77,11 @@ class Program:
     classes: int
     facts: Facts
     steps: list[Step]
+    plain_steps: list[Step]
     preprocessing: Preprocessing | None
     labels: list[str] | None
     notes: list[str]
+    neurons: str | None = None
 
 
 @contextmanager
@@ -90,8 +101,10 @@ def read_program(
     preprocessing: Preprocessing | str | None = None,
     logits: str | None = None,
     input: str | None = None,
+    layer: str | None = None,
+    neurons: str = "channels",
 ) -> Program:
-    """Find out what there is to explain.
+    """Find out what there is to explain: classes, or the neurons of a layer.
 
     Raises:
         ModelError: the model has no logits of the form that is needed.
@@ -111,11 +124,17 @@ def read_program(
     prepared = None if prepared is None else bound(prepared, source)
     interval = _range(source, input_range, prepared)
     facts = Facts(model.graph, model.weights, {source.name: interval}, model.reals)
-    scores, remarks = find_logits(model.graph, facts, logits)
-    notes += remarks
-    if not facts.carries(scores):
-        raise ModelError(f"the logits {scores.name!r} do not depend on the input {source.name!r}")
-    classes = _classes(facts, scores)
+    if layer is None:
+        scores, remarks = find_logits(model.graph, facts, logits)
+        notes += remarks
+        if not facts.carries(scores):
+            raise ModelError(
+                f"the logits {scores.name!r} do not depend on the input {source.name!r}"
+            )
+        classes = _classes(facts, scores)
+    else:
+        scores = find_tensor(model.graph, facts, layer)
+        classes = neurons_of(facts, scores, neurons)
     _refuse_other_batch(facts, source, scores)
     made = normalised_steps(model.graph, facts, [scores])
     made = doubted(made, {scores.name}, facts)
@@ -127,9 +146,11 @@ def read_program(
         classes=classes,
         facts=facts,
         steps=made,
+        plain_steps=plain_steps(model.graph, facts, [scores]),
         preprocessing=prepared,
-        labels=_labels(proto, classes, notes),
+        labels=_labels(proto, classes, notes) if layer is None else None,
         notes=notes,
+        neurons=None if layer is None else neurons,
     )
 
 

@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onnx_clrp.tape import Operand, Tape, Tensor
 
-
 SUM_OF_ZERO = "a sum that is 0 has no shares"
 """Why a sum or a mean absorbs relevance."""
 
 
 @dataclass(frozen=True)
 class LinearMap:
-    """`y = W x`, without its bias.
+    """`y = W x + b`.
 
     Attributes:
         x: the input.
@@ -30,8 +29,11 @@ class LinearMap:
         dense: is every output made from every input, a long sum, as in a fully connected layer?
         exact: must what is handed on add up to what arrived, to the last digits?
         outputs: the axis of `weight` along which the channels of the output lie, if there is one:
-            for scales behind the map, whose signs belong to its weights.
-        signed: does `weight` hold those signs already?
+            for scales behind the map, which belong to its weights.
+        signed: does `weight` hold the signs of those scales already?
+        bias: `b`, so that it broadcasts to `y`; None without one.
+        count: for a mean, what the sum over its elements is divided by.
+        output: the tensor that holds `W x + b`, where there is one.
     """
 
     x: Tensor
@@ -43,13 +45,46 @@ class LinearMap:
     exact: bool = False
     outputs: int | None = None
     signed: bool = False
+    bias: Tensor | None = None
+    count: Callable[[], Operand] | None = None
+    output: Tensor | None = None
 
 
-Redistribution = Callable[["Tape", LinearMap, "Tensor"], "Tensor"]
+Hand = Callable[["Tape", LinearMap, "Tensor"], "Tensor"]
 """`(t, f, r) -> relevance of f.x`."""
 
 
-def zplus(t: Tape, f: LinearMap, r: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Redistribution:
+    """Who gets what of the relevance that arrives at a linear map: `rule(t, f, r)`.
+
+    Attributes:
+        name: what `inspect` calls it.
+        hand: the function.
+        whole: does the map count with its bias, and with a BatchNorm right behind it?
+        blind: is it the same when all weights are negated, so that CLRP2 has no dual?
+        linear: is it linear in the relevance, as a contrast of one pass takes for granted?
+    """
+
+    name: str
+    hand: Hand
+    whole: bool = False
+    blind: bool = False
+    linear: bool = True
+
+    def __call__(self, t: Tape, f: LinearMap, r: Tensor) -> Tensor:
+        """The relevance of the map's input."""
+        return self.hand(t, f, r)
+
+
+Wrapper = Callable[[Redistribution], Redistribution]
+"""Makes another redistribution of one."""
+
+
+# -- over what has the sign of the whole --------------------------------------------------------
+
+
+def _zplus(t: Tape, f: LinearMap, r: Tensor) -> Tensor:
     """R = x ⊙ Wᵀ(R / Wx), over the parts of x and W that agree in sign (z⁺, spec. section 1).
 
     For `x >= 0` this is the z⁺ rule of Montavon et al. 2017, eq. 15: x ⊙ W⁺ᵀ(R / W⁺x).
@@ -57,7 +92,7 @@ def zplus(t: Tape, f: LinearMap, r: Tensor) -> Tensor:
     return _in_proportion(t, f, t.agreeing_parts(f.x, f.weight), r)
 
 
-def zbeta(t: Tape, f: LinearMap, r: Tensor) -> Tensor:
+def _zbeta(t: Tape, f: LinearMap, r: Tensor) -> Tensor:
     """R = (x-l) ⊙ W⁺ᵀs + (x-h) ⊙ W⁻ᵀs, s = R / (W⁺(x-l) + W⁻(x-h)), for bounds l <= x <= h.
 
     The paper's z^β (eq. 3, with l and h for the bounds), in a form that does not cancel at
@@ -65,12 +100,17 @@ def zbeta(t: Tape, f: LinearMap, r: Tensor) -> Tensor:
     """
     bounds = t.interval(f.x)
     if not bounds.finite:
-        return zplus(t, f, r)
+        return _zplus(t, f, r)
     # A pixel that rounding put just outside its bounds counts as lying on them.
     above = t.Relu(t.Sub(f.x, bounds.lo))
     below = t.Neg(t.Relu(t.Sub(bounds.hi, f.x)))
     parts = [(above, t.Relu(f.weight)), (below, t.negative(f.weight))]
     return _in_proportion(t, f, parts, r)
+
+
+def _excitation(t: Tape, f: LinearMap, r: Tensor) -> Tensor:
+    """P = x⁺ ⊙ W⁺ᵀ(P / W⁺x⁺): marginal winning probability (Zhang et al. 2016, eq. 4)."""
+    return _in_proportion(t, f, [(t.positive(f.x), t.Relu(f.weight))], r)
 
 
 def _in_proportion(
@@ -100,38 +140,52 @@ def _balanced(t: Tape, handed: Tensor, arrived: Tensor, axes: list[int]) -> Tens
     return t.Add(handed, t.Mul(size, share))
 
 
-def conserving(redistribution: Redistribution) -> Redistribution:
+zplus = Redistribution("z⁺", _zplus)
+zbeta = Redistribution("z^β", _zbeta)
+excitation = Redistribution("excitation", _excitation)
+
+
+# -- wrappers -------------------------------------------------------------------------------------
+
+
+def conserving(rule: Redistribution) -> Redistribution:
     """The same, with the rounding of long sums made good: for a contrast on its way down."""
 
     def exact(t: Tape, f: LinearMap, r: Tensor) -> Tensor:
-        return redistribution(t, replace(f, exact=f.dense), r)
+        return rule(t, replace(f, exact=f.dense), r)
 
-    return exact
+    return replace(rule, hand=exact)
 
 
-def in_float64(redistribution: Redistribution) -> Redistribution:
+def in_float64(rule: Redistribution) -> Redistribution:
     """The same in float64 through a dense map, for what is subtracted from something alike."""
 
     def wide(t: Tape, f: LinearMap, r: Tensor) -> Tensor:
         if not f.dense:
-            return redistribution(t, f, r)
+            return rule(t, f, r)
         with t.double():
             x, weight, relevance = (t.number(a) for a in (f.x, f.weight, r))
-            return redistribution(t, replace(f, x=x, weight=weight), relevance)
+            bias = None if f.bias is None else t.number(f.bias)
+            widened = replace(f, x=x, weight=weight, bias=bias, output=None)
+            return rule(t, widened, relevance)
 
-    return wide
+    return replace(rule, hand=wide)
 
 
-def negated(redistribution: Redistribution) -> Redistribution:
+def negated(rule: Redistribution) -> Redistribution:
     """The same with the weights negated: the dual of CLRP2 (paper, section 4)."""
 
     def dual(t: Tape, f: LinearMap, r: Tensor) -> Tensor:
-        return redistribution(t, replace(f, weight=t.Neg(f.weight)), r)
+        bias = None if f.bias is None else t.Neg(f.bias)
+        return rule(t, replace(f, weight=t.Neg(f.weight), bias=bias, output=None), r)
 
-    return dual
+    return replace(rule, hand=dual)
 
 
-def by_contribution(t: Tape, f: LinearMap, r: Tensor) -> Tensor:
+# -- means ----------------------------------------------------------------------------------------
+
+
+def _by_contribution(t: Tape, f: LinearMap, r: Tensor) -> Tensor:
     """z⁺ over unit weights: each gets its share among those that have the sign of the sum.
 
     Where y > 0, R = x⁺ ⊙ Wᵀ(R / Wx⁺); where y < 0, the same with x⁻; where y = 0, nothing.
@@ -150,14 +204,47 @@ def by_contribution(t: Tape, f: LinearMap, r: Tensor) -> Tensor:
     return t.Add(share(t.Relu(f.x), t.Greater(y, 0.0)), share(t.Relu(t.Neg(f.x)), t.Less(y, 0.0)))
 
 
-def evenly(t: Tape, f: LinearMap, r: Tensor) -> Tensor:
+def _evenly(t: Tape, f: LinearMap, r: Tensor) -> Tensor:
     """R = 1 ⊙ Wᵀ(R / W1): all elements that went into the mean get the same (the paper's text)."""
     ones = t.Expand(1.0, t.Shape(f.x))
     s = t.safe_div(r, f.forward(ones, f.weight))
     return t.Mul(ones, f.transpose(s, f.weight))
 
 
-def winners(t: Tape, candidates: Sequence[Tensor], y: Tensor) -> list[Tensor]:
+def _of_excitations(t: Tape, f: LinearMap, r: Tensor) -> Tensor:
+    """Excitation backprop over unit weights: x⁺ ⊙ Wᵀ(P / Wx⁺)."""
+    x = t.positive(f.x)
+    s = t.safe_div(r, f.forward(x, f.weight), SUM_OF_ZERO)
+    return t.Mul(x, f.transpose(s, f.weight))
+
+
+by_contribution = Redistribution("by contribution", _by_contribution)
+evenly = Redistribution("evenly", _evenly)
+of_excitations = Redistribution("excitation", _of_excitations)
+
+
+# -- sums and choices -----------------------------------------------------------------------------
+
+Sharing = Callable[["Tape", "Sequence[Tensor]", "Tensor", "Tensor"], "list[Tensor]"]
+"""`(t, terms, total, r) -> relevance of each term`, in the shape of the total."""
+
+
+def by_sign(t: Tape, terms: Sequence[Tensor], total: Tensor, r: Tensor) -> list[Tensor]:
+    """R_a = R c_a / Σc, c_a = max(a sgn(y), 0): z⁺ over unit weights."""
+    positive = all(t.nonnegative(a) for a in terms)  # then so is the sum, and each is its share
+    shares = [a if positive else t.Relu(t.Mul(a, t.Sign(total))) for a in terms]
+    s = t.safe_div(r, t.sum(shares), SUM_OF_ZERO)
+    return [t.Mul(c, s) for c in shares]
+
+
+def by_excitation(t: Tape, terms: Sequence[Tensor], total: Tensor, r: Tensor) -> list[Tensor]:
+    """P_a = P a⁺ / Σa⁺: excitation backprop over unit weights."""
+    shares = [t.positive(a) for a in terms]
+    s = t.safe_div(r, t.sum(shares), SUM_OF_ZERO)
+    return [t.Mul(c, s) for c in shares]
+
+
+def first_winner(t: Tape, candidates: Sequence[Tensor], y: Tensor) -> list[Tensor]:
     """For each candidate, 1 where it is the first that equals the maximum `y`, else 0."""
     first, *others = candidates
     won = [t.number(t.Equal(first, y))]
@@ -168,24 +255,20 @@ def winners(t: Tape, candidates: Sequence[Tensor], y: Tensor) -> list[Tensor]:
     return won
 
 
-@dataclass(frozen=True)
-class Composite:
-    """Which redistribution where.
-
-    Attributes:
-        first: for linear maps that no other precedes.
-        linear: for all other linear maps.
-        mean: for average pooling, over unit weights.
-    """
-
-    first: Redistribution = zbeta
-    linear: Redistribution = zplus
-    mean: Redistribution = by_contribution
-
-    def over_maps(self, wrapper: Callable[[Redistribution], Redistribution]) -> Composite:
-        """The same with the redistribution of every linear map wrapped."""
-        return replace(self, first=wrapper(self.first), linear=wrapper(self.linear))
+def all_winners(t: Tape, candidates: Sequence[Tensor], y: Tensor) -> list[Tensor]:
+    """For each candidate, its part where as many as equal the maximum `y` share it equally."""
+    won = [t.number(t.Equal(candidate, y)) for candidate in candidates]
+    total = t.sum(won)
+    return [t.Div(w, total) for w in won]
 
 
-RULE_SETS = {"default": Composite(), "paper": Composite(mean=evenly)}
-"""The paper's text, and the one row in which the default differs from it (spec. section 1)."""
+Winners = Callable[["Tape", "Sequence[Tensor]", "Tensor"], "list[Tensor]"]
+"""`(t, candidates, y) -> the part of y that each candidate gets`, in the shape of `y`."""
+
+Rectify = Callable[["Tape", "Tensor", "Tensor"], "Tensor"]
+"""`(t, g, mask) -> gradient behind a ReLU`, where `mask` is 1 where it let its input pass."""
+
+
+def plain(t: Tape, g: Tensor, mask: Tensor) -> Tensor:
+    """The derivative of a ReLU: what went forward goes back."""
+    return t.Mul(g, mask)

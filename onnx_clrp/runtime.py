@@ -16,6 +16,7 @@ from onnx_clrp.compiler import Options, convert, parse_target
 from onnx_clrp.errors import ModelError, UsageError
 from onnx_clrp.image import Preprocessing
 from onnx_clrp.inputs import as_array, fed, filled, numpy_type, rows_of_samples, with_piece
+from onnx_clrp.methods import METHODS
 from onnx_clrp.model import PREFIX, load, metadata
 from onnx_clrp.sessions import open_session, run
 
@@ -41,10 +42,16 @@ class Result:
         logits: `[N, C]` float32.
         target: `[N, k]` int64, the explained classes.
         seed: `[N, k]` float32, their logits: what the relevance started from.
-        relevance: `[N, k, *input.shape[1:]]` float32, in units of the logit.
+        relevance: `[N, k, *input.shape[1:]]` float32, in units of the logit; of gradients and
+            normalised contrasts in their own.
         concept, dual: the two maps of a contrast, where `parts=True` asked for them.
+        at: the maps at hidden tensors, `[N, k, *tensor.shape[1:]]` each, by the name asked for.
+        method: what made the maps.
         notes: what was assumed.
         channel_axis: the axis of the channels in the model's input.
+
+    Where neurons of a layer are explained, they stand in the place of classes, and what they say
+    in that of logits.
     """
 
     logits: Floats
@@ -53,13 +60,30 @@ class Result:
     relevance: Floats
     concept: Floats | None = None
     dual: Floats | None = None
+    at: Mapping[str, Floats] = field(default_factory=dict)
+    method: str = "lrp"
     notes: tuple[str, ...] = field(default=(), repr=False)
     channel_axis: int = 1
 
-    def heatmap(self) -> Floats:
-        """Relevance summed over the channels: `[N, k, H, W]`."""
-        summed: Floats = self.relevance.sum(axis=self.channel_axis + 1)
-        return summed
+    def heatmap(self, reduce: str | None = None) -> Floats:
+        """One number for each position, `[N, k, H, W]`.
+
+        Args:
+            reduce: `"sum"` of the channels, as for relevance and class activation maps, or
+                `"abs-max"`, the largest magnitude among them, as for gradients; None for what is
+                usual for the method.
+
+        Raises:
+            UsageError: there is no such reduction.
+        """
+        kind = METHODS[self.method].reduce if reduce is None else reduce
+        if kind not in ("sum", "abs-max"):
+            raise UsageError(f"a heatmap is reduced by sum or abs-max, not {reduce!r}")
+        axis = self.channel_axis + 1
+        reduced: Floats = (
+            self.relevance.sum(axis) if kind == "sum" else np.abs(self.relevance).max(axis)
+        )
+        return reduced
 
 
 class Explainer:
@@ -73,7 +97,9 @@ class Explainer:
     Attributes:
         device: where it runs, `"cpu"` or `"cuda"`.
         method: the method.
-        classes: C, the number of classes.
+        classes: C, the number of classes, or of a layer's neurons.
+        layer: the layer whose neurons are explained: its tensor's `name`, what counts as one of
+            its `neurons`, and its `shape`; or None.
         labels: the classes' names, or None.
         notes: what was assumed about the model.
         preprocessing: how pictures become the input, bound to the model's size; or None.
@@ -111,14 +137,20 @@ class Explainer:
         """What `convert` wrote into the metadata."""
         known = {k.removeprefix(PREFIX): v for k, v in metadata(proto).items()}
         self.method = known["method"]
+        METHODS[self.method]
         self.classes = int(known["classes"])
+        self.layer: dict[str, Any] | None = json.loads(known.get("layer", "null"))
+        self._at: list[str] = json.loads(known.get("at", "[]"))
+        usual = METHODS[self.method].rules
+        chosen = (known.get("contrast"), known.get("rules", usual))
+        self._beside = [name for name in chosen if name not in (None, usual)]
         if self.classes < 1:
             raise ValueError(f"{self.classes} classes")
         labels = json.loads(known.get("labels", "null")) or []
         self.labels: list[str] | None = labels if len(labels) == self.classes else None
         self.notes: list[str] = json.loads(known["notes"])
         self._names: dict[str, str] = json.loads(known["names"])
-        _refuse_other_forms(self.notes, labels, [*self._names.values()])
+        _refuse_other_forms(self.notes, labels, self._at, [*self._names.values()])
         there = {x.name for x in (*self._session.get_inputs(), *self._session.get_outputs())}
         if not there.issuperset(self._names.values()) or not self._names.keys() >= _NEEDED:
             raise KeyError(f"of {there}, {self._names} are named")
@@ -167,6 +199,11 @@ class Explainer:
         """The model's class scores alone, `[N, C]`, without the cost of an explanation."""
         samples = self._samples(batch)
         return self._scores(samples, self._fed(samples, feeds))
+
+    @property
+    def title(self) -> str:
+        """What pictures call the method: its name, and what was chosen beside it."""
+        return ", ".join([METHODS[self.method].title, *self._beside])
 
     @property
     def input_form(self) -> tuple[list[int], str]:
@@ -265,6 +302,8 @@ class Explainer:
             relevance=outputs["relevance"],
             concept=outputs.get("relevance_concept"),
             dual=outputs.get("relevance_dual"),
+            at={name: outputs[f"relevance_at_{i}"] for i, name in enumerate(self._at)},
+            method=self.method,
             notes=tuple(self.notes),
             channel_axis=self._range.axis,
         )

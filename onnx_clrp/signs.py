@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -12,7 +12,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnx_clrp.facts import Facts, Shape, Tensor
-from onnx_clrp.steps import Step
+from onnx_clrp.steps import Step, chain, readers
+from onnx_clrp.tails import tail_of
 
 _PASSING = frozenset({"Identity", "Dropout", "Cast"})
 _MOVING = _PASSING | {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
@@ -39,9 +40,10 @@ def with_signs(step: Step, all_steps: Sequence[Step], facts: Facts, ends: set[st
     scales: list[Tensor] = []
     first = _channel_axis(step, facts)
     axis: int | None = first
+    step = replace(step, channel_axis=first, tail=tail_of(step, first, all_steps, facts, ends))
     y = step.outputs[0]
     home: dict[Shape, int] = {}
-    for after in _chain(y, all_steps, ends):
+    for after in chain(y, all_steps, ends):
         if after.op in _MOVING:
             axis = _moved_or_back(after, axis, home, facts)
             continue
@@ -62,7 +64,12 @@ def with_signs(step: Step, all_steps: Sequence[Step], facts: Facts, ends: set[st
     if (signs > 0).all():
         return step
     shape = facts.shape(step.outputs[0])
-    return _signed(step, signs, None if shape is None else shape[first])
+    step = _signed(step, signs, None if shape is None else shape[first])
+    if step.tail is None or step.signs is None:
+        return step
+    rest = step.signs * np.sign(step.tail.factor)
+    rest = np.where(step.tail.factor == 0, 1, rest).astype(np.float32)
+    return step if (rest > 0).all() else replace(step, tail=replace(step.tail, signs=rest))
 
 
 def _signed(step: Step, signs: NDArray[np.float32], channels: int | None) -> Step:
@@ -86,12 +93,12 @@ def _turned_behind_a_fork(
     y: Tensor, all_steps: Sequence[Step], ends: set[str], facts: Facts
 ) -> Step | None:
     """The first scale that may be negative on any of the ways on from where a chain forks."""
-    for after in _chain(y, all_steps, ends):
+    for after in chain(y, all_steps, ends):
         y = after.outputs[0]
     waiting = [y]
     while waiting:
         y = waiting.pop()
-        for after in _readers(y, all_steps):
+        for after in readers(y, all_steps):
             scale = np.ones(1) if after.op in _MOVING else scale_of(after, None, facts)
             if scale is None:
                 continue
@@ -99,10 +106,6 @@ def _turned_behind_a_fork(
                 return after
             waiting.append(after.outputs[0])
     return None
-
-
-def _readers(y: Tensor, all_steps: Sequence[Step]) -> list[Step]:
-    return [s for s in all_steps if y.name in [x.name for x in s.receivers]]
 
 
 def _moved_or_back(
@@ -129,16 +132,6 @@ def _channel_axis(step: Step, facts: Facts) -> int:
         return 1
     rank = len(facts.shape(step.outputs[0]) or ())
     return rank - 1 if facts.carries(step.inputs[0]) else rank - 2
-
-
-def _chain(y: Tensor, all_steps: Sequence[Step], ends: set[str]) -> Iterator[Step]:
-    """The steps behind `y`, as long as each is the only one that reads the tensor before it."""
-    while y.name not in ends:
-        readers = _readers(y, all_steps)
-        if len(readers) != 1:
-            return
-        yield readers[0]
-        y = readers[0].outputs[0]
 
 
 def scale_of(

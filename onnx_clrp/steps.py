@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,20 @@ from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnx_clrp.facts import Facts, Tensor, reads
 from onnx_clrp.rules import find_rule
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What is affine by constants right behind a linear map, as a BatchNorm: y ↦ factor y + shift.
+
+    Attributes:
+        factor, shift: one number, or one for each channel of the map's output.
+        signs: those of scales further behind; None if all are positive.
+    """
+
+    factor: NDArray[np.float32]
+    shift: NDArray[np.float32]
+    signs: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -27,6 +41,8 @@ class Step:
         signs: of the per-channel scales that follow a linear map and belong to it, if any is not
             positive.
         scales: further ones that are single numbers and known only at run time.
+        tail: what is affine right behind a linear map; None if nothing is.
+        channel_axis: that of the output of a linear map.
         gate: which operand of a product only scales the other, and takes no relevance.
         doubt: why relevance cannot pass after all; None if it can.
         other_type: the type that it calculates in, if that is not float32.
@@ -41,6 +57,8 @@ class Step:
     attributes: dict[str, Any] = field(default_factory=dict)
     signs: NDArray[np.float32] | None = None
     scales: tuple[Tensor, ...] = ()
+    tail: Tail | None = None
+    channel_axis: int = 1
     gate: int | None = None
     doubt: str | None = None
     other_type: str | None = None
@@ -90,6 +108,21 @@ def between(steps: Iterable[Step], ends: set[str], facts: Facts) -> list[Step]:
             path.append(step)
             needed.update(x.name for x in step.receivers if facts.carries(x))
     return path[::-1]
+
+
+def readers(y: Tensor, steps: Sequence[Step]) -> list[Step]:
+    """The steps that hand relevance on to the tensor."""
+    return [s for s in steps if y.name in [x.name for x in s.receivers]]
+
+
+def chain(y: Tensor, steps: Sequence[Step], ends: set[str]) -> Iterator[Step]:
+    """The steps behind `y`, as long as each is the only one that reads the tensor before it."""
+    while y.name not in ends:
+        reading = readers(y, steps)
+        if len(reading) != 1:
+            return
+        yield reading[0]
+        y = reading[0].outputs[0]
 
 
 def _other_type(y: Tensor) -> str | None:

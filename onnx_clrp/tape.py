@@ -9,9 +9,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_clrp.composites import Composite
 from onnx_clrp.errors import UnsupportedError
 from onnx_clrp.facts import Facts, Shape
-from onnx_clrp.redistribute import Composite, LinearMap
+from onnx_clrp.redistribute import LinearMap
 from onnx_clrp.steps import Step
 from onnx_clrp.writer import Operand as Operand
 from onnx_clrp.writer import Tensor as Tensor
@@ -43,6 +44,8 @@ class Tape(Writer):
         """The steps that could not hand relevance on, and why."""
         self.composite: Composite
         self.step: Step
+        self.rectified = 0
+        """How many ReLUs gradients have passed."""
         self.heeded: Step | None = None
         """The last step whose scales behind it were heeded."""
 
@@ -50,37 +53,70 @@ class Tape(Writer):
 
     def redistribute(self, f: LinearMap, r: Tensor) -> Tensor:
         """Hand relevance down a linear map by the composite's rule for it."""
-        f = replace(f, weight=self._signed(f))
+        rule = self.composite.rule(self.step, first=not self.facts.behind_linear(f.x))
         self.heeded = self.step
-        first = not self.facts.behind_linear(f.x)
-        return (self.composite.first if first else self.composite.linear)(self, f, r)
+        return rule(self, self._whole(f) if rule.whole else self._signed(f), r)
 
-    def _signed(self, f: LinearMap) -> Tensor:
-        """The weights with the signs of the per-channel scales behind the map.
+    def _signed(self, f: LinearMap) -> LinearMap:
+        """The map with the signs of the per-channel scales behind it in its weights.
 
         The redistributions do not change when an output is scaled by a positive number, so that of
         a BatchNorm folded into the weights nothing but the sign is left.
         """
         weight, signs = f.weight, self.step.signs
         if signs is not None and not f.signed:
-            if (signs == signs[0]).all():
-                weight = self.Mul(weight, float(signs[0]))
-            elif f.outputs is None:
-                raise UnsupportedError(
-                    "scales of different signs behind it, and its rule names no axis of its"
-                    " weights for them (LinearMap.outputs)"
-                )
-            else:
-                shape = [1] * self.rank(weight)
-                shape[f.outputs] = -1
-                weight = self.Mul(weight, signs.reshape(shape))
+            weight = self._scaled(f, signs)
         for scale in self.step.scales:
             weight = self.Mul(weight, self.Sign(scale))
-        return weight
+        return f if weight is f.weight else replace(f, weight=weight, output=None)
+
+    def _whole(self, f: LinearMap) -> LinearMap:
+        """The map with what is affine right behind it folded in, as a BatchNorm, its bias too."""
+        factors: list[NDArray[np.float32]] = []
+        weight, bias, tail, signs = f.weight, f.bias, self.step.tail, self.step.signs
+        if tail is not None:
+            factors, signs = [tail.factor], tail.signs
+        if signs is not None:
+            factors.append(signs)
+        laid = [-1] + [1] * (self.rank(f.y) - self.step.channel_axis - 1)
+        for factor in factors:
+            weight = self._scaled(replace(f, weight=weight), factor)
+            bias = None if bias is None else self.Mul(bias, factor.reshape(laid))
+            if tail is not None and factor is tail.factor:
+                shift = self.operand(tail.shift.reshape(laid))
+                bias = shift if bias is None else self.Add(bias, shift)
+        for scale in self.step.scales:
+            weight = self.Mul(weight, self.Sign(scale))
+            bias = None if bias is None else self.Mul(bias, self.Sign(scale))
+        same = weight is f.weight and bias is f.bias
+        return f if same else replace(f, weight=weight, bias=bias, output=None)
+
+    def _scaled(self, f: LinearMap, factors: NDArray[np.float32]) -> Tensor:
+        """The weights times a number for each channel of the output."""
+        if (factors == factors[0]).all():
+            return self.Mul(f.weight, float(factors[0]))
+        if f.outputs is None:
+            raise UnsupportedError(
+                "scales that differ by channel behind it, and its rule names no axis of its"
+                " weights for them (LinearMap.outputs)"
+            )
+        shape = [1] * self.rank(f.weight)
+        shape[f.outputs] = -1
+        return self.Mul(f.weight, factors.reshape(shape))
 
     def average(self, f: LinearMap, r: Tensor) -> Tensor:
         """Hand relevance down a mean by the composite's rule for means."""
         return self.composite.mean(self, f, r)
+
+    def share(self, terms: Sequence[Tensor], total: Tensor, r: Tensor) -> list[Tensor]:
+        """Hand relevance down a sum by the composite's rule for sums."""
+        return self.composite.sum(self, terms, total, r)
+
+    def rectify(self, g: Tensor, mask: Tensor) -> Tensor:
+        """Hand a gradient down a ReLU that let pass where the mask is 1."""
+        self.rectified += 1
+        assert self.composite.rectify is not None  # gradients are handed on by no other composite
+        return self.composite.rectify(self, g, mask)
 
     # -- what is known -------------------------------------------------------------------------
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from onnx_clrp.composites import Composite
 from onnx_clrp.errors import UnsupportedError
-from onnx_clrp.redistribute import Composite
-from onnx_clrp.rules import find_rule
+from onnx_clrp.rules import Rule, find_gradient, find_rule
 from onnx_clrp.steps import Step
 from onnx_clrp.tape import Tape, Tensor
 
@@ -28,17 +28,22 @@ def walk(
     relevance: Relevance,
     composite: Composite,
     watch: Watch | None = None,
+    kept: Relevance | None = None,
 ) -> Relevance:
     """Hand relevance back through `steps`; what remains belongs to tensors that none of them made.
 
-    A node that cannot hand it on becomes a gap of the tape's, and the walk goes on to find the
-    others; `refuse_gaps` then names them all.
+    What all readers of a tensor handed on to it is put into `kept`, for every tensor. A node that
+    cannot hand it on becomes a gap of the tape's, and the walk goes on to find the others;
+    `refuse_gaps` then names them all.
     """
     left, t.composite = dict(relevance), composite
     for step in reversed(steps):
         arrived = [left.pop(y.name, None) for y in step.outputs]
         if all(r is None for r in arrived):
             continue
+        if kept is not None:
+            pairs = zip(step.outputs, arrived, strict=True)
+            kept.update((y.name, r) for y, r in pairs if r is not None)
         handed = _handed(t, step, arrived)
         for x, r in handed:
             left[x.name] = t.Add(left[x.name], r) if x.name in left else r
@@ -61,12 +66,12 @@ def _handed(t: Tape, step: Step, arrived: Sequence[Tensor | None]) -> Handed:
 def _by_rule(
     t: Tape, step: Step, arrived: Sequence[Tensor | None], carriers: Sequence[Tensor]
 ) -> Handed:
-    rule = find_rule(step.op, step.domain)
+    find, what = _looked_up(t)
+    rule = find(step.op, step.domain)
     if rule is None:
         flow = step.op in _CONTROL_FLOW
-        raise UnsupportedError(
-            "control flow is not supported" if flow else "no rule for this operator"
-        )
+        missing = f"no {what} for this operator"
+        raise UnsupportedError("control flow is not supported" if flow else missing)
     unknown = rule.unknown_attributes(step.attributes)
     if unknown:
         raise UnsupportedError(f"its rule does not take {', '.join(unknown)}")
@@ -83,26 +88,38 @@ def _by_rule(
     except UnsupportedError:
         raise
     except Exception as error:  # whatever a rule of the user's own may raise
-        raise UnsupportedError(f"its rule fails: {type(error).__name__}: {error}") from error
-    _refuse_no_relevance(step, result)
+        raise UnsupportedError(f"its {what} fails: {type(error).__name__}: {error}") from error
+    _refuse_no_relevance(step, result, what)
     _refuse_unheeded_signs(t, step)
     if not isinstance(result, list | tuple):
-        if len(carriers) != 1:
-            raise UnsupportedError("more than one of its inputs depends on the input")
-        return [(carriers[0], result)]
+        return [(_only(step, carriers), result)]
     pairs = zip(step.inputs, result, strict=True)
     taking = [x.name for x in carriers]
     return [(x, r) for x, r in pairs if r is not None and x is not None and x.name in taking]
 
 
-def _refuse_no_relevance(step: Step, result: object) -> None:
-    """A rule of the user's own may return anything."""
+def _only(step: Step, carriers: Sequence[Tensor]) -> Tensor:
+    """The input that takes what a rule returned for its only one."""
+    if len(carriers) != 1:
+        raise UnsupportedError("more than one of its inputs depends on the input")
+    if not step.domain and not step.linear and carriers[0] is not step.inputs[0]:
+        raise UnsupportedError("another of its operands than its data depends on the input")
+    return carriers[0]
+
+
+def _looked_up(t: Tape) -> tuple[Callable[[str, str], Rule | None], str]:
+    """Where the walk finds what a step does, and what that is called."""
+    return (find_gradient, "gradient") if t.composite.gradient else (find_rule, "rule")
+
+
+def _refuse_no_relevance(step: Step, result: object, what: str) -> None:
+    """A rule or gradient of the user's own may return anything."""
     each = [r for r in result if r is not None] if isinstance(result, list | tuple) else [result]
     if not all(isinstance(r, Tensor) for r in each):
-        raise UnsupportedError(f"its rule returns {result!r}, which is no relevance")
+        raise UnsupportedError(f"its {what} returns {result!r}, which is no relevance")
     if isinstance(result, list | tuple) and len(result) != len(step.inputs):
         raise UnsupportedError(
-            f"its rule returns relevance for {len(result)} inputs, it has {len(step.inputs)}"
+            f"its {what} returns relevance for {len(result)} inputs, it has {len(step.inputs)}"
         )
 
 
@@ -122,21 +139,27 @@ def refuse_gaps(t: Tape, steps: Sequence[Step]) -> None:
     """
     found = {id(step): (step, error) for step, error in t.gaps}
     if found:
-        raise _unsupported([found[id(step)] for step in steps if id(step) in found])
+        gaps = [found[id(step)] for step in steps if id(step) in found]
+        raise _unsupported(gaps, *_looked_up(t))
 
 
-def _unsupported(found: Sequence[tuple[Step, UnsupportedError]]) -> UnsupportedError:
+def _unsupported(
+    found: Sequence[tuple[Step, UnsupportedError]],
+    find: Callable[[str, str], Rule | None],
+    what: str,
+) -> UnsupportedError:
     causes = [(step, error) for step, error in found if not error.follows] or found
     gaps = [(str(step), step.operator, str(error)) for step, error in causes]
     wide, high = (max(len(gap[i]) for gap in gaps) for i in (0, 1))
     count = f"{len(gaps)} nodes" if len(gaps) > 1 else "1 node"
-    lines = [f"{count} between input and logits cannot hand relevance on:"]
+    handed = "gradients" if what == "gradient" else "relevance"
+    lines = [f"{count} between input and logits cannot hand {handed} on:"]
     lines += [f"  {name:{wide}}  {operator:{high}}  {why}" for name, operator, why in gaps]
-    missing = [step for step, _ in causes if find_rule(step.op, step.domain) is None]
+    missing = [step for step, _ in causes if find(step.op, step.domain) is None]
     if missing:
         domain = f', domain="{missing[0].domain}"' if missing[0].domain else ""
         lines.append(
-            f'Register a rule: @onnx_clrp.rule("{missing[0].op}"{domain}); see docs/rules.md.'
+            f'Register a {what}: @onnx_clrp.{what}("{missing[0].op}"{domain}); see docs/rules.md.'
         )
     refusal = UnsupportedError("\n".join(lines), gaps)
     refusal.__cause__ = causes[0][1].__cause__  # where a rule of the user's own went wrong

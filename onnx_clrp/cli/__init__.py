@@ -13,6 +13,7 @@ from onnx_clrp.errors import ClrpError
 
 VERBS = {
     "explain": "Draw what speaks for a class in photographs.",
+    "compare": "Draw several methods side by side: rows of images, columns of methods.",
     "convert": "Write the explainer of a model as an ONNX file.",
     "inspect": "Show a model's nodes, the rule of each, and what is unsupported.",
     "check": "Check an explainer: conservation, the model's outputs, float64.",
@@ -45,8 +46,9 @@ class LazyGroup(click.Group):
 def group() -> None:
     """Explain the decisions of a vision model exported to ONNX.
 
-    Contrastive layer-wise relevance propagation (CLRP1, CLRP2) and LRP, as in Gu, Yang, Tresp:
-    Understanding Individual Decisions of CNNs via Contrastive Backpropagation, 2018.
+    Contrastive layer-wise relevance propagation (CLRP1, CLRP2) as in Gu, Yang, Tresp:
+    Understanding Individual Decisions of CNNs via Contrastive Backpropagation, 2018; and what it is
+    compared with: LRP and its rules, gradients, guided and excitation backprop, Grad-CAM.
     """
 
 

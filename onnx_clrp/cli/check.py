@@ -25,7 +25,8 @@ _SHOWN = 1e-6
 @click.argument("image", required=False, type=click.Path(path_type=Path))
 @click.option("--target", metavar="CLASS", help="The class: a number or a label.  [default: top]")
 @common.method_option
-@common.rules_option
+@common.rules_options
+@common.contrast_options
 @common.labels_option
 @click.option("--all", "every", is_flag=True, help="Show every node, not only what absorbs.")
 @common.json_option

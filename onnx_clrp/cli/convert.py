@@ -9,6 +9,8 @@ from typing import Any
 import click
 
 from onnx_clrp.cli import options as common
+from onnx_clrp.cli.job import refuse_both
+from onnx_clrp.cli.neurons import Asked
 from onnx_clrp.cli.output import busy, notice
 from onnx_clrp.errors import UsageError
 from onnx_clrp.labels import parse_targets
@@ -18,11 +20,12 @@ from onnx_clrp.labels import parse_targets
 @common.model_argument
 @click.argument("out", type=click.Path(path_type=Path))
 @common.method_option
-@common.rules_option
+@common.layer_options
+@common.contrast_options
+@common.rules_options
 @common.target_option
 @common.top_option
 @common.labels_option
-@click.option("--signed", is_flag=True, help="Leave out the final max(0, R).")
 @click.option("--parts", is_flag=True, help="Add the two maps of a contrast.")
 @common.graph_options
 @common.preprocessing_options
@@ -49,17 +52,20 @@ def command(
     written = (out, Path(f"{out}.data"))
     if any(path.exists() and path.resolve() == model.resolve() for path in written):
         raise UsageError("the explainer would replace the model: name another file")
-    if target and top is not None:
-        raise UsageError("--target and --top exclude each other")
+    asked = Asked.of(given)
+    refuse_both(target, top, asked)
     proto = load(model)
     choices = common.graph_choices(proto, given)
     choices["parts"] = parts
     if top is not None:
         choices["target"] = f"top:{top}"
+    choices = {**choices, **asked.options(choices.get("method", "clrp2"), at_run_time=True)}
     known = read_program(proto, **reading(choices))
     names = common.labels_of(known, labels)
     if target:
         choices["target"] = parse_targets(target, names, known.classes)
+    if asked.places:
+        choices["target"] = asked.targets(known.facts.shape(known.logits) or ())
     with busy(f"converting {model}"):
         explainer = convert(proto, **choices)
     if labels is not None:

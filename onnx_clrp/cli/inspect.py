@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +14,7 @@ from onnx_clrp.cli.output import notice, print_json
 from onnx_clrp.cli.table import Column, print_nodes
 
 if TYPE_CHECKING:
-    from onnx_clrp.inspection import Inspection, Row
+    from onnx_clrp.inspection import Inspection, Layer, Row
 
 _WITHOUT = {
     "gate": "(gate: takes none)",
@@ -25,11 +27,13 @@ _WITHOUT = {
 @click.command("inspect")
 @common.model_argument
 @common.method_option
-@common.rules_option
+@common.rules_options
+@common.contrast_options
+@click.option("--layers", is_flag=True, help="List the layers whose names other options take.")
 @common.json_option
 @common.graph_options
 @common.preprocessing_options
-def command(model: Path, as_json: bool, **given: Any) -> None:
+def command(model: Path, as_json: bool, layers: bool, **given: Any) -> None:
     """Show MODEL's input and logits, the rule of every node between, and what is unsupported.
 
     The sign is what is proven of the values that a node reads, ± where it is nothing. The cost of
@@ -37,11 +41,15 @@ def command(model: Path, as_json: bool, **given: Any) -> None:
     other nodes, how many nodes are added. The exit status is 1 if some node cannot hand relevance
     on.
     """
-    from onnx_clrp.inspection import inspect
+    from onnx_clrp.inspection import inspect, layers_of
     from onnx_clrp.model import load
 
     proto = load(model)
-    found = inspect(proto, **common.graph_choices(proto, given))
+    choices = common.graph_choices(proto, given)
+    if layers:
+        _print_layers(layers_of(proto, **choices), as_json)
+        return
+    found = inspect(proto, **choices)
     if as_json:
         print_json(found.as_dict())
     else:
@@ -77,6 +85,23 @@ def _print(found: Inspection) -> None:
         notice(f"{len(found.missing)} of {len(rows)} nodes cannot hand relevance on")
     if found.refusal is not None:
         notice(found.refusal)
+
+
+def _print_layers(layers: Sequence[Layer], as_json: bool) -> None:
+    """A line for each layer: names, and the shape of what it says."""
+    if as_json:
+        print_json([asdict(layer) for layer in layers])
+        return
+    marks = {True: "the CAM's, unless --layer names another", False: ""}
+    print_nodes(
+        [layer.node for layer in layers],
+        [
+            Column("operator", [layer.operator for layer in layers], spare=True),
+            Column("tensor", [layer.tensor for layer in layers], spare=True),
+            Column("output", [_size(layer.shape) for layer in layers]),
+            Column("", [marks[layer.cam] for layer in layers], spare=True),
+        ],
+    )
 
 
 def _rule(row: Row) -> str:

@@ -13,12 +13,12 @@ import onnx
 from numpy.typing import NDArray
 
 from onnx_clrp.compiler import Options
+from onnx_clrp.composites import AVG_POOL, MAX_POOL, RULE_SETS
 from onnx_clrp.errors import UsageError
 from onnx_clrp.image import CHANNELS, PRESETS
 from onnx_clrp.labels import read_labels
-from onnx_clrp.methods import METHODS
+from onnx_clrp.methods import CONTRASTS, DIFFERENCES, METHODS
 from onnx_clrp.program import Program, chosen_preprocessing
-from onnx_clrp.redistribute import RULE_SETS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -67,11 +67,61 @@ def together(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
 
 
 model_argument = click.argument("model", type=click.Path(path_type=Path))
-rules_option = click.option(
-    "--rules", type=click.Choice(list(RULE_SETS)), help="The rule set.  [default: default]"
-)
+_METHODS = click.Choice(list(METHODS))
 method_option = click.option(
-    "--method", type=click.Choice(list(METHODS)), help="The method.  [default: clrp2]"
+    "--method",
+    type=_METHODS,
+    metavar="NAME",
+    help="The method (docs/methods.md).  [default: clrp2]",
+)
+methods_option = click.option(
+    "--method",
+    multiple=True,
+    type=_METHODS,
+    metavar="NAME",
+    help="The method (docs/methods.md); may be given several times.  [default: clrp2]",
+)
+rules_options = together(
+    click.option(
+        "--rules",
+        type=click.Choice(list(RULE_SETS)),
+        metavar="SET",
+        help="LRP's rule set.  [default: default]",
+    ),
+    click.option(
+        "--rules-for",
+        multiple=True,
+        metavar="PATTERN=RULE",
+        help='Another rule for some layers: "conv*=gamma(0.25)", "#1=flat".',
+    ),
+    click.option("--avg-pool", type=click.Choice(list(AVG_POOL)), help="Rule for average pools."),
+    click.option("--max-pool", type=click.Choice(list(MAX_POOL)), help="Ties: first, or split."),
+)
+contrast_options = together(
+    click.option(
+        "--contrast", type=click.Choice(list(CONTRASTS)), help="A contrast around the method."
+    ),
+    click.option(
+        "--difference", type=click.Choice(DIFFERENCES), help="How a contrast is subtracted."
+    ),
+    click.option("--signed", is_flag=True, help="A contrast with what speaks against the class."),
+)
+layer_options = together(
+    click.option(
+        "--layer", metavar="NAME", help="Explain neurons of this layer; of a CAM, its layer."
+    ),
+    click.option(
+        "--neuron",
+        multiple=True,
+        metavar="N,…",
+        help="Neurons: channels, or single units as CHANNEL:ROW:COLUMN.",
+    ),
+    click.option(
+        "--top-neurons", type=click.IntRange(min=1), metavar="K", help="The K most active channels."
+    ),
+    click.option(
+        "--at", multiple=True, metavar="NAME", help="Save the map at this hidden layer too."
+    ),
 )
 graph_options = together(
     click.option("--input", help="The input to explain, where there are several."),
@@ -130,9 +180,12 @@ def graph_choices(proto: onnx.ModelProto, given: dict[str, Any]) -> Options:
         if len(bounds) != 2:
             raise UsageError("--input-range takes two numbers: LO,HI")
         options["input_range"] = (bounds[0], bounds[1])
-    for key in ("input", "logits", "method", "rules"):
+    for key in ("input", "logits", "method", "contrast", "difference"):
         if given.get(key) is not None:
             options[key] = given[key]
+    for rule in ("rules", "rules_for", "avg_pool", "max_pool", "at"):
+        if given.get(rule) not in (None, ()):
+            options[rule] = given[rule]
     if given.get("signed"):
         options["signed"] = True
     return options

@@ -1,4 +1,4 @@
-"""The registry of rules: what each operator does with the relevance that arrives at its output."""
+"""The registries of rules and gradients: what each operator hands on to its inputs."""
 
 from __future__ import annotations
 
@@ -55,6 +55,7 @@ class Rule:
 
 
 _registry: dict[tuple[str, str], Rule] = {}
+_gradients: dict[tuple[str, str], Rule] = {}
 _bounds: dict[tuple[str, str], Bounds] = {}
 
 
@@ -101,6 +102,37 @@ def rule(
     return register
 
 
+def gradient(
+    *operators: str, domain: str = "", moves: bool = False, replace: bool = False
+) -> Callable[[_Function], _Function]:
+    """Register a function as the gradient of one or more operators: their vector-Jacobian product.
+
+    The function is called as a rule is, with the gradient `[k, *y.shape]` of the explained scores
+    by the output, and returns those by the inputs. A rule that is its own gradient, as that of a
+    linear map which hands on by `Tape.redistribute` with its true weights, takes both decorators.
+    Operators whose rule only moves values need none.
+
+    Args:
+        operators: the op types.
+        domain: their domain; empty for ONNX's own.
+        moves: whether it never looks at values, so that their type is of no matter.
+        replace: whether it may take the place of a gradient that is there already.
+
+    Raises:
+        UsageError: an operator has a gradient and `replace` is false.
+    """
+
+    def register(function: _Function) -> _Function:
+        for operator in operators:
+            key = (_domain(domain), operator)
+            if key in _gradients and not replace:
+                raise UsageError(f"{operator} has a gradient already; say replace=True")
+            _gradients[key] = Rule(function, None, False, False, moves)
+        return function
+
+    return register
+
+
 def bounded(operator: str, *, bounds: Bounds, domain: str = "") -> None:
     """Say what an operator's values lie between that has no rule, but may make a gate."""
     _bounds[_domain(domain), operator] = bounds
@@ -117,6 +149,19 @@ def find_rule(operator: str, domain: str | None = "") -> Rule | None:
     return _registry.get((_domain(domain), operator))
 
 
+def find_gradient(operator: str, domain: str | None = "") -> Rule | None:
+    """The gradient of an operator: its rule where that moves values; None if it has none."""
+    found = _gradients.get((_domain(domain), operator))
+    rule = find_rule(operator, domain)
+    return rule if found is None and rule is not None and not rule.calculates else found
+
+
+def differentiable(domain: str = "") -> list[str]:
+    """The operators of a domain that have a gradient, sorted."""
+    known = {op for d, op in (*_registry, *_gradients) if d == _domain(domain)}
+    return sorted(op for op in known if find_gradient(op, domain) is not None)
+
+
 def operators(domain: str = "") -> list[str]:
     """The operators of a domain that have a rule, sorted."""
     return sorted(op for d, op in _registry if d == _domain(domain))
@@ -126,5 +171,6 @@ def _domain(domain: str | None) -> str:
     return "" if domain in (None, "ai.onnx") else str(domain)
 
 
-for _family in ("linear", "activation", "normalisation", "merge", "pooling", "movement", "resize"):
+_FAMILIES = ("linear", "activation", "normalisation", "merge", "pooling", "movement", "resize")
+for _family in (*_FAMILIES, "derivatives", "norm_gradients"):
     import_module(f"{__name__}.{_family}")  # each registers its rules

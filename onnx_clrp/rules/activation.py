@@ -9,7 +9,7 @@ import numpy as np
 
 from onnx_clrp.errors import UnsupportedError
 from onnx_clrp.intervals import UNKNOWN, Interval, Kind, positive_part, range_of
-from onnx_clrp.rules import bounded, rule
+from onnx_clrp.rules import bounded, gradient, rule
 
 if TYPE_CHECKING:
     from onnx_clrp.tape import Tape, Tensor
@@ -76,6 +76,7 @@ def dropout(
     return r
 
 
+@gradient("Where")
 @rule("Where")
 def where(t: Tape, r: Tensor, y: Tensor, c: Tensor, a: Tensor, b: Tensor) -> list[Tensor | None]:
     """winner takes all: the operand that was chosen."""

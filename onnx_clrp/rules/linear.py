@@ -10,7 +10,7 @@ import numpy as np
 
 from onnx_clrp.errors import UnsupportedError
 from onnx_clrp.redistribute import LinearMap
-from onnx_clrp.rules import rule
+from onnx_clrp.rules import gradient, rule
 from onnx_clrp.rules.window import Window, same_pads
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _OVER_BATCH = "it adds up over the first axis of its data, which is the batch"
 
 
+@gradient("Conv")
 @rule("Conv", linear=True)
 def conv(
     t: Tape,
@@ -45,9 +46,12 @@ def conv(
     def transpose(s: Tensor, weight: Tensor) -> Tensor:
         return t.like(window.adjoint(t, t.flat(s, y), weight, x, y, group), x)
 
-    return t.redistribute(LinearMap(x, y, w, forward, transpose, outputs=0), r)
+    offset = _laid(t, bias, len(window.kernel))
+    f = LinearMap(x, y, w, forward, transpose, outputs=0, bias=offset, output=_output(t, y))
+    return t.redistribute(f, r)
 
 
+@gradient("ConvTranspose")
 @rule("ConvTranspose", linear=True)
 def conv_transpose(
     t: Tape,
@@ -80,15 +84,18 @@ def conv_transpose(
         exact = t.Slice(full, [0] * len(window.kernel), t.sizes(x, window.axes), [*window.axes])
         return t.like(exact if max(output_padding or [0]) else full, x)
 
+    offset = _laid(t, bias, len(window.kernel))
+    f = LinearMap(x, y, w, forward, transpose, outputs=1, bias=offset, output=_output(t, y))
     signs = t.step.signs
     if signs is None or group == 1:
-        return t.redistribute(LinearMap(x, y, w, forward, transpose, outputs=1), r)
+        return t.redistribute(f, r)
     # Its weights have an axis for the outputs of one group alone.
     signs = np.repeat(signs.reshape(group, -1), _shape(t, w)[0] // group, axis=0)
     w = t.Mul(w, signs.reshape(*signs.shape, *[1] * len(window.kernel)))
-    return t.redistribute(LinearMap(x, y, w, forward, transpose, signed=True), r)
+    return t.redistribute(replace(f, weight=w, outputs=None, signed=True, output=None), r)
 
 
+@gradient("Gemm")
 @rule("Gemm", linear=True)
 def gemm(
     t: Tape,
@@ -103,13 +110,13 @@ def gemm(
     transA: int = 0,
     transB: int = 0,
 ) -> Tensor:
-    """linear map: y = α x W or α W x; of α only the sign matters."""
+    """linear map: y = α x W + β b or α W x + β b."""
     if t.carries(b):
-        return _gemm_on_the_right(t, r, y, a, b, alpha, transA, transB)
+        return _gemm_on_the_right(t, r, y, a, b, bias, alpha, beta, transA, transB)
     _only_first(t, a, b)
     if transA:
         raise UnsupportedError(_OVER_BATCH)
-    w = _times_sign(t, b, alpha)
+    w, offset = _times(t, b, alpha), None if bias is None else _times(t, bias, beta)
 
     def forward(data: Tensor, weight: Tensor) -> Tensor:
         return t.Gemm(data, weight, transB=transB)
@@ -118,17 +125,26 @@ def gemm(
         return t.like(t.Gemm(t.flat(s, y), weight, transB=1 - transB), a)
 
     f = LinearMap(a, y, w, forward, transpose, dense=True, outputs=0 if transB else 1)
-    return t.redistribute(f, r)
+    return t.redistribute(replace(f, bias=offset, output=_output(t, y)), r)
 
 
 def _gemm_on_the_right(
-    t: Tape, r: Tensor, y: Tensor, w: Tensor, x: Tensor, alpha: float, transA: int, transB: int
+    t: Tape,
+    r: Tensor,
+    y: Tensor,
+    w: Tensor,
+    x: Tensor,
+    bias: Tensor | None,
+    alpha: float,
+    beta: float,
+    transA: int,
+    transB: int,
 ) -> Tensor:
     """y = W xᵀ, the batch on the second axis of `y`."""
     _only_first(t, x, w)
     if not transB:
         raise UnsupportedError(_OVER_BATCH)
-    w = _times_sign(t, w, alpha)
+    w, offset = _times(t, w, alpha), None if bias is None else _times(t, bias, beta)
 
     def forward(data: Tensor, weight: Tensor) -> Tensor:
         return t.Gemm(weight, data, transA=transA, transB=1)
@@ -137,7 +153,8 @@ def _gemm_on_the_right(
         rows = t.Transpose(weight, perm=[1, 0]) if transA else weight
         return t.MatMul(t.Transpose(s, perm=[0, 2, 1]), rows)
 
-    return t.redistribute(LinearMap(x, y, w, forward, transpose), r)
+    f = LinearMap(x, y, w, forward, transpose, bias=offset, output=_output(t, y))
+    return t.redistribute(f, r)
 
 
 @rule("MatMul", linear=True)
@@ -169,7 +186,31 @@ def matmul(t: Tape, r: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
     aligned = not copies and not more
     f = LinearMap(x, y, w, forward, transpose, dense=aligned, outputs=outputs)
-    return t.redistribute(f, r)
+    return t.redistribute(replace(f, output=_output(t, y)), r)
+
+
+@gradient("MatMul")
+def matmul_gradient(
+    t: Tape, g: Tensor, y: Tensor, a: Tensor, b: Tensor
+) -> Tensor | list[Tensor | None]:
+    """g bᵀ and aᵀ g; of a linear map the adjoint."""
+    if not (t.carries(a) and t.carries(b)):
+        return matmul(t, g, y, a, b)
+    if not t.rank(a) == t.rank(b) == t.rank(y):
+        raise UnsupportedError("a product of two activations with different numbers of axes")
+    turned = [*range(t.rank(a))]
+    turned[-2:] = turned[:-3:-1]
+    parts = t.MatMul(g, t.Transpose(b, perm=turned)), t.MatMul(t.Transpose(a, perm=turned), g)
+    return [_without_copies(t, part, x, y) for part, x in zip(parts, (a, b), strict=True)]
+
+
+def _without_copies(t: Tape, part: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """What came to the copies of a factor that was repeated along axes of the product, added up."""
+    if all(t.facts.same_sizes(x, y)[:-2]):
+        return part
+    differ = t.Not(t.Equal(t.Shape(x), t.Shape(part, start=1)))
+    axes = t.Add(t.Squeeze(t.NonZero(differ), [0]), [1])
+    return t.ReduceSum(part, axes, keepdims=1, noop_with_empty_axes=1)
 
 
 def _copies(t: Tape, x: Tensor, batch: Sequence[int]) -> list[int]:
@@ -205,5 +246,15 @@ def _shape(t: Tape, w: Tensor) -> list[int]:
     return dims
 
 
-def _times_sign(t: Tape, w: Tensor, factor: float) -> Tensor:
-    return w if factor > 0 else t.Mul(w, float(np.sign(factor)))
+def _times(t: Tape, w: Tensor, factor: float) -> Tensor:
+    return w if factor == 1 else t.Mul(w, float(factor))
+
+
+def _laid(t: Tape, bias: Tensor | None, n: int) -> Tensor | None:
+    """A bias for each channel, so that it broadcasts over `n` spatial axes."""
+    return None if bias is None else t.Reshape(bias, [-1] + [1] * n)
+
+
+def _output(t: Tape, y: Tensor) -> Tensor | None:
+    """The tensor that holds the map's output, unless it holds only what rounding left of it."""
+    return y if y.name not in t.facts.reals.views else None

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 from onnx_clrp.errors import UnsupportedError
 from onnx_clrp.intervals import Kind
-from onnx_clrp.redistribute import SUM_OF_ZERO, winners
-from onnx_clrp.rules import rule
+from onnx_clrp.rules import gradient, rule
 
 if TYPE_CHECKING:
     from onnx_clrp.tape import Tape, Tensor
@@ -34,16 +33,8 @@ def _shared(
     data = [a for x, a in zip(xs, terms, strict=True) if t.carries(x)]
     # A constant among them is but a bias.
     total = t.result(y, lambda: t.sum(data)) if len(data) == len(xs) else t.sum(data)
-    positive = all(t.nonnegative(a) for a in data)  # then so is the sum, and each is its share
-    shares = [
-        None if not t.carries(x) else a if positive else t.Relu(t.Mul(a, t.Sign(total)))
-        for x, a in zip(xs, terms, strict=True)
-    ]
-    s = t.safe_div(r, t.sum(c for c in shares if c is not None), SUM_OF_ZERO)
-    return [
-        None if c is None else t.unbroadcast(t.Mul(c, s), y, x)
-        for x, c in zip(xs, shares, strict=True)
-    ]
+    shares = iter(t.share(data, total, r))
+    return [t.unbroadcast(next(shares), y, x) if t.carries(x) else None for x in xs]
 
 
 @rule("Max", "Min", bounds=Kind.RISING)
@@ -53,4 +44,34 @@ def extreme(t: Tape, r: Tensor, y: Tensor, *xs: Tensor) -> list[Tensor | None]:
         return [t.unbroadcast(r, y, x) if t.carries(x) else None for x in xs]
     if not all(map(t.carries, xs)):
         raise UnsupportedError("a choice among activations and constants")
-    return [t.unbroadcast(t.Mul(r, w), y, x) for x, w in zip(xs, winners(t, xs, y), strict=True)]
+    won = t.composite.winners(t, xs, y)
+    return [t.unbroadcast(t.Mul(r, w), y, x) for x, w in zip(xs, won, strict=True)]
+
+
+@gradient("Add", "Sum")
+def add_gradient(t: Tape, g: Tensor, y: Tensor, *xs: Tensor) -> list[Tensor | None]:
+    """g to every term."""
+    return [t.unbroadcast(g, y, x) if t.carries(x) else None for x in xs]
+
+
+@gradient("Sub")
+def subtract_gradient(t: Tape, g: Tensor, y: Tensor, a: Tensor, b: Tensor) -> list[Tensor | None]:
+    """g and -g."""
+    pairs = ((a, g), (b, t.Neg(g)))
+    return [t.unbroadcast(part, y, x) if t.carries(x) else None for x, part in pairs]
+
+
+@gradient("Max", "Min")
+def extreme_gradient(t: Tape, g: Tensor, y: Tensor, *xs: Tensor) -> list[Tensor | None]:
+    """g to the winner, the first of several; `max(x, 0)` is a ReLU."""
+    if sum(map(t.carries, xs)) == 1 and t.step.op == "Max" and len(xs) == 2:
+        x, bound = xs if t.carries(xs[0]) else xs[::-1]
+        floor = t.facts.value(bound)
+        if floor is not None and not floor.any():
+            passed = t.rectify(g, t.number(t.Greater(x, 0.0)))
+            return [t.unbroadcast(passed, y, x) if z is x else None for z in xs]
+    won = t.composite.winners(t, xs, y)
+    return [
+        t.unbroadcast(t.Mul(g, w), y, x) if t.carries(x) else None
+        for x, w in zip(xs, won, strict=True)
+    ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from onnx_clrp.errors import UnsupportedError
 from onnx_clrp.intervals import UNKNOWN, Interval, Kind, positive_part
-from onnx_clrp.rules import rule
+from onnx_clrp.rules import gradient, rule
 
 if TYPE_CHECKING:
     from onnx_clrp.tape import Tape, Tensor
@@ -60,3 +60,18 @@ def divide(t: Tape, r: Tensor, y: Tensor, a: Tensor, b: Tensor) -> list[Tensor |
         raise UnsupportedError("its divisor depends on the input, and is no gate")
     pairs = zip((a, b), signals, strict=True)
     return [t.unbroadcast(r, y, x) if signal else None for x, signal in pairs]
+
+
+@gradient("Mul")
+def multiply_gradient(t: Tape, g: Tensor, y: Tensor, a: Tensor, b: Tensor) -> list[Tensor | None]:
+    """b g and a g."""
+    pairs = ((a, b), (b, a))
+    return [t.unbroadcast(t.Mul(g, o), y, x) if t.carries(x) else None for x, o in pairs]
+
+
+@gradient("Div")
+def divide_gradient(t: Tape, g: Tensor, y: Tensor, a: Tensor, b: Tensor) -> list[Tensor | None]:
+    """g / b and -y g / b."""
+    over = t.Div(g, b)
+    pairs = ((a, over), (b, t.Neg(t.Mul(over, t.Div(a, b)))))
+    return [t.unbroadcast(part, y, x) if t.carries(x) else None for x, part in pairs]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -10,8 +10,8 @@ import numpy as np
 
 from onnx_clrp.errors import UnsupportedError
 from onnx_clrp.intervals import Kind, with_zero
-from onnx_clrp.redistribute import LinearMap, winners
-from onnx_clrp.rules import rule
+from onnx_clrp.redistribute import LinearMap
+from onnx_clrp.rules import gradient, rule
 from onnx_clrp.rules.window import Window
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _MOST_PLACES = 1024
 
 
+@gradient("MaxPool")
 @rule("MaxPool", bounds=Kind.CHOICE)
 def max_pool(
     t: Tape,
@@ -38,6 +39,8 @@ def max_pool(
 ) -> Tensor:
     """winner takes all: the first maximum of the window, row-major; overlapping windows add.
 
+    Under a composite that splits ties, all that equal the maximum get the same.
+
     The winners are found by comparing the window's places with the pool's own output, which the
     same forward pass made: no index kernel, whose ties differ from device to device.
     """
@@ -45,20 +48,22 @@ def max_pool(
     if ceil_mode:
         window.refuse_late_start(t, x)
     if window.is_whole(t, x):
-        return _to_first(t, t.ArgMax, r, x, window.axes)
+        return _to_first(t, "ArgMax", r, x, window.axes)
     places = prod(window.kernel)
     if places > _MOST_PLACES:  # each of them takes nodes of its own
         raise UnsupportedError(f"its window has {places} places, more than {_MOST_PLACES}")
-    won = winners(t, window.patches(t, x, y, -np.inf), y)
+    won = t.composite.winners(t, window.patches(t, x, y, -np.inf), y)
     return window.place(t, [t.Mul(r, w) for w in won], x, y)
 
 
+@gradient("GlobalMaxPool")
 @rule("GlobalMaxPool", bounds=Kind.CHOICE)
 def global_max_pool(t: Tape, r: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """winner takes all: the first maximum of the plane, row-major."""
-    return _to_first(t, t.ArgMax, r, x, range(2 - t.rank(x), 0))
+    return _to_first(t, "ArgMax", r, x, range(2 - t.rank(x), 0))
 
 
+@gradient("ReduceMax", "ReduceMin")
 @rule("ReduceMax", "ReduceMin", bounds=Kind.CHOICE)
 def reduce_extreme(
     t: Tape,
@@ -74,10 +79,11 @@ def reduce_extreme(
     reduced = _axes(t, x, axes, noop_with_empty_axes)
     if not reduced:
         return r
-    winning = t.ArgMax if t.step.op == "ReduceMax" else t.ArgMin
+    winning = "ArgMax" if t.step.op == "ReduceMax" else "ArgMin"
     return _to_first(t, winning, _kept(t, r, reduced, keepdims), x, reduced)
 
 
+@gradient("AveragePool")
 @rule("AveragePool", bounds=with_zero)
 def average_pool(
     t: Tape,
@@ -103,25 +109,35 @@ def average_pool(
     def planes(a: Tensor, like: Tensor) -> Tensor:
         return t.Reshape(a, t.Concat([-1, 1], t.sizes(like, window.axes), axis=0))
 
+    def sums(a: Tensor) -> Tensor:
+        total = window.convolve(t, a, ones)
+        if not ceil_mode or t.dims(y, window.axes) is not None:
+            return total
+        return t.Slice(total, [0] * len(window.axes), t.sizes(y, window.axes), [*window.axes])
+
     def forward(a: Tensor, ones: Tensor) -> Tensor:
-        sums = window.convolve(t, planes(a, x), ones)
-        if ceil_mode and t.dims(y, window.axes) is None:  # there may be a window too many
-            sums = t.Slice(sums, [0] * len(window.axes), t.sizes(y, window.axes), [*window.axes])
-        return t.Reshape(sums, shape)
+        return t.Reshape(sums(planes(a, x)), shape)
 
     def transpose(s: Tensor, ones: Tensor) -> Tensor:
         return t.like(window.adjoint(t, planes(s, y), ones, x, y), x)
 
+    def count() -> Tensor:
+        """As the operator itself counts; runtimes do not agree on padding with ceil_mode."""
+        plane = t.Expand(1.0, t.Concat([1, 1], t.sizes(x, window.axes), axis=0))
+        return t.Div(sums(plane), t.node("AveragePool", [plane], t.step.attributes)[0])
+
     ones = t.operand(np.ones((1, 1, *window.kernel), np.float32))
-    return t.average(LinearMap(x, y, ones, forward, transpose), r)
+    return t.average(LinearMap(x, y, ones, forward, transpose, count=count), r)
 
 
+@gradient("GlobalAveragePool")
 @rule("GlobalAveragePool", bounds=Kind.CHOICE)
 def global_average_pool(t: Tape, r: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """rule for means: the sum over the plane, by contribution or evenly."""
     return _mean(t, r, y, x, range(2 - t.rank(x), 0))
 
 
+@gradient("ReduceMean", "ReduceSum")
 @rule("ReduceMean", bounds=Kind.CHOICE)
 @rule("ReduceSum")
 def reduce_mean(
@@ -139,30 +155,39 @@ def reduce_mean(
     if not reduced:
         return r
     y = t.result(y, lambda: t.ReduceSum(x, reduced, keepdims=keepdims))
-    return _mean(t, _kept(t, r, reduced, keepdims), _kept(t, y, reduced, keepdims), x, reduced)
+    r, y = (_kept(t, z, reduced, keepdims) for z in (r, y))
+    return _mean(t, r, y, x, reduced, summed=t.step.op == "ReduceSum")
 
 
-def _mean(t: Tape, r: Tensor, y: Tensor, x: Tensor, axes: Sequence[int]) -> Tensor:
+def _mean(
+    t: Tape, r: Tensor, y: Tensor, x: Tensor, axes: Sequence[int], summed: bool = False
+) -> Tensor:
     def forward(a: Tensor, ones: Tensor) -> Tensor:
         return t.ReduceSum(a, [*axes], keepdims=1)
 
     def transpose(s: Tensor, ones: Tensor) -> Tensor:
         return s  # broadcasts back over the plane
 
+    def count() -> Tensor:
+        return t.ReduceProd(t.Concat(*(t.sizes(x, [a]) for a in axes), axis=0), keepdims=0)
+
     ones = t.operand(np.float32(1).reshape(()))
-    return t.average(LinearMap(x, y, ones, forward, transpose), r)
+    f = LinearMap(x, y, ones, forward, transpose, count=None if summed else count)
+    return t.average(f, r)
 
 
-def _to_first(
-    t: Tape, winning: Callable[..., Tensor], r: Tensor, x: Tensor, axes: Sequence[int]
-) -> Tensor:
+def _to_first(t: Tape, winning: str, r: Tensor, x: Tensor, axes: Sequence[int]) -> Tensor:
     """`r`, whose reduced axes are 1, to the first winner (ArgMax, ArgMin) of `x` over them."""
+    if t.composite.splits_ties:
+        extreme = t.node(f"Reduce{winning[3:]}", [x, [*axes]], {"keepdims": 1})[0]
+        won = t.number(t.Equal(x, extreme))
+        return t.Mul(r, t.Div(won, t.ReduceSum(won, [*axes], keepdims=1)))
     rank = t.rank(x)
     kept = [a for a in range(rank) if a - rank not in axes]
     order = [*kept, *(a + rank for a in axes)]
     last = t.Transpose(x, perm=order)
     rows = t.Reshape(last, t.Concat(*(t.sizes(x, [a]) for a in kept), [-1], axis=0))
-    winner = winning(rows, axis=-1, keepdims=1)
+    winner = t.node(winning, [rows], {"axis": -1, "keepdims": 1})[0]
     width = t.Squeeze(t.Shape(rows, start=-1), [0])
     won = t.number(t.Equal(winner, t.Range(0, width, 1)))
     back = t.Transpose(t.Reshape(won, t.Shape(last)), perm=[int(i) for i in np.argsort(order)])
