@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 import onnx
@@ -11,7 +13,10 @@ import pytest
 import onnx_clrp
 from onnx_clrp import rules
 from onnx_clrp.check import check
+from onnx_clrp.cli import group
+from onnx_clrp.composites import RULE_SETS, RULES, parse_rule
 from onnx_clrp.inspection import inspect
+from onnx_clrp.methods import CONTRASTS, METHODS
 from onnx_clrp.quantised_operators import READERS
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +53,8 @@ def test_the_table_of_rules_calls_a_rule_by_its_name(cells: list[str]) -> None:
 
 
 def test_the_examples_of_the_page_on_rules_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "_registry", dict(rules._registry))
+    for table in ("_registry", "_gradients"):
+        monkeypatch.setattr(rules, table, dict(getattr(rules, table)))
     code = "\n".join(blocks("docs/rules.md"))
     assert "redistribute(model" in code
     exec(compile(code, "docs/rules.md", "exec"), {})
@@ -58,6 +64,44 @@ def test_the_examples_of_the_page_on_rules_run(monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_example_is_of_an_operator_without_a_rule() -> None:
     assert rules.find_rule("CumSum") is None
+
+
+@pytest.mark.parametrize(
+    ("heading", "known"),
+    [
+        ("All methods", METHODS),
+        ("A contrast around any of them", CONTRASTS),
+        ("Rule sets", RULE_SETS),
+    ],
+)
+def test_the_page_on_methods_names_each_once(heading: str, known: Mapping[str, object]) -> None:
+    documented = [name for cells in rows("docs/methods.md", heading) for name in quoted(cells[0])]
+    assert documented == [*known]
+
+
+def test_the_rules_of_the_page_on_methods_are_there() -> None:
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    table = page.split("| rule | R_x = | from |\n|---|---|---|\n", 1)[1].partition("\n\n")[0]
+    documented = [line.split("`")[1] for line in table.splitlines()]
+    assert [parse_rule(rule).name for rule in documented]
+    assert {rule.partition("(")[0] for rule in documented} == {*RULES}
+
+
+def test_the_examples_of_the_page_on_methods_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(ROOT / "exported_models", tmp_path / "exported_models")
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
+    for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL):
+        for line in block.splitlines():
+            program, *words = line.split()
+            assert program == "onnx-clrp"
+            group(words, standalone_mode=False)
+    assert (tmp_path / "comparison.png").is_file()
+    assert (tmp_path / "explanations" / "3-and-7.relu_3.clrp2.png").is_file()
+    exec(compile("\n".join(blocks("docs/methods.md")), "docs/methods.md", "exec"), {})
+    assert "(1, 8) (1, 8)\n(1, 2, 64, 8, 8)" in capsys.readouterr().out
 
 
 def test_every_quantised_operator_stands_in_the_table_of_what_is_read_as_another() -> None:
@@ -88,7 +132,17 @@ def test_every_field_of_a_report_is_explained(verb: str) -> None:
 @pytest.fixture(scope="module")
 def explainer() -> onnx.ModelProto:
     model = ROOT / "exported_models" / "digits.onnx"
-    return onnx_clrp.convert(model, method="clrp1", parts=True)
+    return onnx_clrp.convert(
+        model,
+        method="clrp1",
+        parts=True,
+        layer=None,
+        at=["relu"],
+        difference="plain",
+        rules_for={"#1": "flat"},
+        avg_pool="even",
+        max_pool="first",
+    )
 
 
 def test_the_table_of_the_file_names_its_inputs_and_outputs(explainer: onnx.ModelProto) -> None:
@@ -102,4 +156,6 @@ def test_the_table_of_metadata_names_its_keys(explainer: onnx.ModelProto) -> Non
     page = (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
     documented = set(re.findall(r"^\| .*?\|", page, re.MULTILINE))
     keys = {key for row in documented for key in re.findall(r"`(onnx_clrp\.\w+)`", row)}
-    assert keys == {e.key for e in explainer.metadata_props if e.key.startswith("onnx_clrp.")}
+    written = {e.key for e in explainer.metadata_props if e.key.startswith("onnx_clrp.")}
+    # Other methods have a contrast to choose, and neurons a layer.
+    assert keys == written | {"onnx_clrp.contrast", "onnx_clrp.layer"}
