@@ -1,6 +1,6 @@
-"""The convolutional classifiers of torchvision, from both of PyTorch's exporters: nothing leaks.
+"""The convolutional classifiers of torchvision, from PyTorch's exporters in turn: nothing leaks.
 
-One of each family is judged against float64 in `test_families` and `test_networks`;
+One of each family is judged against float64 and from both in `test_families` and `test_networks`;
 `tools/model_table.py` measures all of them so, which takes an hour.
 """
 
@@ -25,10 +25,11 @@ LARGEST = "regnet_y_128gf"
 """Its weights alone take 2.5 GiB, and several copies more memory than a test may ask for."""
 
 
-@pytest.mark.parametrize("name", [name for name in CLASSIFIERS if name != LARGEST])
-def test_the_ledger_of_every_classifier_closes_at_every_node(name: str) -> None:
+NAMES = [name for name in CLASSIFIERS if name != LARGEST]
+TURNS = [(name, EXPORTERS[i % len(EXPORTERS)]) for i, name in enumerate(NAMES)]
+
+
+@pytest.mark.parametrize(("name", "exporter"), TURNS, ids=NAMES)
+def test_the_ledger_of_every_classifier_closes_at_every_node(name: str, exporter: str) -> None:
     size = next((n for family, n in SIZES.items() if name.startswith(family)), 64)
-    subject = Subject(of_torchvision(name, size))
-    for exporter in EXPORTERS:
-        assert widest(ledger(subject, exporter)) <= CLOSES
-        del subject.models[exporter]  # some have two and a half gigabytes
+    assert widest(ledger(Subject(of_torchvision(name, size)), exporter)) <= CLOSES
