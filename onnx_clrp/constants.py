@@ -128,14 +128,18 @@ def _counts_far(model: onnx.ModelProto, opset: int) -> bool:
 def _complete(model: onnx.ModelProto) -> bool:
     """Add the shapes that the inference of ONNX leaves out; were there any?"""
     graph = model.graph
-    known = {v.name: v for v in [*graph.input, *graph.value_info]}
+    listed = {v.name: v for v in [*graph.input, *graph.value_info]}
+    known = {name for name, v in listed.items() if v.type.tensor_type.HasField("shape")}
     added = False
     for node in graph.node:
-        source = known.get(node.input[0]) if node.op_type in _SHAPED_AS_INPUT else None
-        if source is not None and node.output[0] not in known:
-            made = graph.value_info.add()
-            made.CopyFrom(source)
+        if node.op_type not in _SHAPED_AS_INPUT or node.input[0] not in known:
+            continue
+        if node.output[0] not in known:
+            made = listed.get(node.output[0]) or graph.value_info.add()
+            made.CopyFrom(listed[node.input[0]])
             made.name = node.output[0]
+            listed[made.name] = made
+            known.add(made.name)
             added = True
     return added
 

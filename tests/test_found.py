@@ -143,6 +143,19 @@ def test_shapes_are_known_behind_a_group_norm() -> None:
     assert found.sum() == pytest.approx(4)
 
 
+def test_shapes_are_known_behind_a_group_norm_of_what_is_known_later() -> None:
+    found = handed(
+        "(float[1,4,2,2] x) => (float[a,b,c,d] y)",
+        "<float[4] s = {1,1,1,1}, float[4] b = {0,0,0,0}, int64[1] last = {-1}>",
+        """axes = Identity(last) t = ReduceSum(x, axes)
+        h = GroupNormalization<num_groups=2>(t, s, b)
+        k = GroupNormalization<num_groups=1>(h, s, b) y = Min(k, k)""",
+        np.arange(16, dtype=np.float32).reshape(1, 4, 2, 2),
+        ones(1, 1, 4, 2, 1),
+    )
+    assert found.sum() == pytest.approx(8)
+
+
 def test_integers_without_a_zero_point_may_be_negative() -> None:
     body = "y = MatMul(d, w)"
     w = "<float[2,2] w = {1,-1,2,-3}, float s = {0.5}>"
