@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable
 
@@ -12,7 +11,7 @@ import pytest
 
 pytest.importorskip("hypothesis")
 
-from hypothesis import HealthCheck, Phase, given, reject, settings
+from hypothesis import HealthCheck, Phase, given, reject, seed, settings
 from onnxruntime.capi import onnxruntime_pybind11_state as runtime
 from reference.drawing import STRATEGIES, graphs
 from reference.graph_bounds import UndecidedError
@@ -44,10 +43,11 @@ SMALL = settings(
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
-LARGE = settings(SMALL, max_examples=4000, phases=[Phase.generate])
+LARGE = settings(SMALL, max_examples=50, phases=[Phase.generate])
+"""For each operator."""
 
 LEAST = 10
-"""How often each operator has to occur among the many graphs."""
+"""In how many graphs that agree each operator has to occur."""
 
 
 # --- What may be refused ---------------------------------------------------------------------
@@ -189,16 +189,16 @@ def test_random_graphs_agree_with_their_references(graph: Graph) -> None:
 
 
 @pytest.mark.slow
-def test_many_random_graphs_agree_with_their_references() -> None:
-    """How often each operator occurred is logged: `--log-cli-level=INFO` shows it."""
+@pytest.mark.parametrize("operator", SUPPORTED)
+def test_many_random_graphs_agree_with_their_references(operator: str) -> None:
     agreed: Counter[str] = Counter()
 
+    @seed(SUPPORTED.index(operator))
     @LARGE
-    @given(graphs(SUPPORTED))
+    @given(graphs(SUPPORTED, operator))
     def many(graph: Graph) -> None:
         compare(graph)
-        agreed.update(node.op_type for node in graph.nodes)
+        agreed.update({node.op_type for node in graph.nodes})
 
     many()
-    logging.getLogger(__name__).info("operators in graphs that agree: %s", agreed.most_common())
-    assert not {op: agreed[op] for op in SUPPORTED if agreed[op] < LEAST}
+    assert agreed[operator] >= LEAST

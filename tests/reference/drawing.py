@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
+from hypothesis import reject
 from hypothesis import strategies as st
 
 from reference.graphs import Array, Bounds, Graph, Node, Values, forward
@@ -19,6 +20,7 @@ KINDS = ("mixed", "positive", "ties", "nonzero", "sparse", "negative", "smooth")
 _LARGEST_VALUE = 1e4
 _MOST_ELEMENTS = 1500
 _MOST_AXES = 6
+_TRIES = 40
 
 
 class Sketch:
@@ -215,19 +217,39 @@ def operand_shape(s: Sketch, shape: Sequence[int]) -> list[int]:
 
 
 @st.composite
-def graphs(draw: Draw, available: Sequence[str]) -> Graph:
-    """A graph of one to eight nodes of some operators."""
-    s = Sketch(draw, draw(st.sampled_from(OPSETS)))
+def graphs(draw: Draw, available: Sequence[str], wanted: str | None = None) -> Graph:
+    """A graph of one to eight nodes of some operators; one of the first is the wanted one."""
+    known = STRATEGIES[wanted] if wanted is not None else None
+    s = Sketch(draw, draw(st.sampled_from([v for v in OPSETS if not known or known.opset <= v])))
     usable = [op for op in sorted(available) if STRATEGIES[op].opset <= s.graph.opset]
-    batch, axes = s.number(1, 3), s.one_of(4, 4, 4, 3, 2, 5)
-    for _ in range(s.one_of(1, 1, 2)):
-        s.input([batch, *(s.number(1, 4 if axes == 5 else 6) for _ in range(axes - 1))])
-    for _ in range(s.number(1, 8)):
-        _draw_node(s, usable)
+    batch, *sizes = _draw_first(s, known.fits if known is not None else lambda _: True)
+    for _ in range(s.one_of(0, 0, 1)):
+        s.input([batch, *_sizes(s, len(sizes))])
+    count = s.number(1, 8)
+    place = s.number(0, min(count, 3) - 1)
+    for i in range(count):
+        _draw_node(s, usable if wanted is None or i != place else [wanted])
     if not s.graph.nodes:
         s.add("Identity", ["x0"])
     _draw_rest(s)
     return s.graph
+
+
+def _draw_first(s: Sketch, fits: Fits) -> tuple[int, ...]:
+    """An input that fits; its shape."""
+    for _ in range(_TRIES):
+        s.input([s.number(1, 3), *_sizes(s, s.one_of(3, 3, 3, 2, 1, 4))])
+        first = s.values["x0"]
+        if fits(first):
+            return first.shape
+        s.graph.data.clear()
+        s.values.clear()
+    return reject()
+
+
+def _sizes(s: Sketch, axes: int) -> list[int]:
+    """Those behind the batch."""
+    return [s.number(1, 4 if axes == 4 else 6) for _ in range(axes)]
 
 
 def _draw_node(s: Sketch, usable: Sequence[str]) -> None:

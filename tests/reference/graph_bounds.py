@@ -129,6 +129,9 @@ class Intervals:
             if op == "Compress" and not self._tight:
                 # Nobody infers how much it keeps, and so which bounds are whose behind it.
                 return [anything(found[0].lo.shape)]
+            if op == "ReverseSequence" and self._graph.open != "none" and not self._tight:
+                # Nobody infers that its lengths are as many as the samples of an open batch.
+                return [inputs[0].uniform()]
             return found
         if self._tight and (op in _ELEMENTWISE or (op in _COMBINED and len({*data}) < len(data))):
             return [self._sampled(node, inputs)]
