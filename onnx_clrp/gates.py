@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -20,6 +22,7 @@ _POOLING = frozenset(
     }
 )
 
+_SHAPING = frozenset({"Add", "Sub", "Mul", "Div", "Clip", "Relu", "Max", "Min", "Identity", "Cast"})
 
 _ROUNDED = 1e-6
 """How far beyond 1 a scale may round the greatest integer."""
@@ -103,6 +106,26 @@ class Gates:
         padded = (1,) * (len(large) - len(small)) + small
         pairs = [*zip(padded, large, strict=True)]
         return any(s == 1 != n for s, n in pairs) and not any(n == 1 != s for s, n in pairs)
+
+
+def shaping_gates(steps: Sequence[Step], gated: Iterable[Step]) -> set[str]:
+    """The tensors that shape nothing but a gate, element by element, as the Clip of a hard sigmoid.
+
+    Args:
+        steps: the nodes one by one.
+        gated: steps that know their gates.
+    """
+    producers = {y.name: step for step in steps for y in step.outputs}
+    readers = Counter(x.name for step in steps for x in step.inputs if x is not None)
+    waiting = [s.inputs[s.gate] for s in gated if s.gate is not None]
+    found = set[str]()
+    while waiting:
+        name = "" if (x := waiting.pop()) is None else x.name
+        step = producers.get(name)
+        if step is not None and step.op in _SHAPING and readers[name] == 1:
+            found.add(name)
+            waiting.extend(step.inputs)
+    return found
 
 
 def _pools(node: gs.Node) -> bool:

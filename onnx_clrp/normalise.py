@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 
 from onnx_clrp.facts import Facts, Tensor
 from onnx_clrp.formulas import as_composite
-from onnx_clrp.gates import Gates
+from onnx_clrp.gates import Gates, shaping_gates
 from onnx_clrp.pads import explicit_pads, without_pads
 from onnx_clrp.signs import with_signs
 from onnx_clrp.steps import Step, between, step_of
@@ -26,10 +26,18 @@ def normalised_steps(graph: gs.Graph, facts: Facts, ends: Sequence[Tensor]) -> l
     return [with_signs(step, made, facts, names) for step in made]
 
 
-def plain_steps(graph: gs.Graph, facts: Facts, ends: Sequence[Tensor]) -> list[Step]:
-    """The same nodes one by one, for gradients: nothing is bypassed, a gate gets its own."""
+def plain_steps(
+    graph: gs.Graph, facts: Facts, ends: Sequence[Tensor], gated: Sequence[Step]
+) -> list[Step]:
+    """The same nodes one by one, for gradients: nothing is bypassed, a gate gets its own.
+
+    The steps as relevance passes them say which operands are gates: a Clip there is a part of a
+    hard sigmoid, and no ReLU.
+    """
     made = [explicit_pads(step_of(node, facts), facts) for node in graph.nodes]
-    return [_smooth(step, facts) for step in between(made, {y.name for y in ends}, facts)]
+    made = [_smooth(step, facts) for step in between(made, {y.name for y in ends}, facts)]
+    shaping = shaping_gates(made, gated)
+    return [replace(s, shapes_gate=s.outputs[0].name in shaping) for s in made]
 
 
 def _smooth(step: Step, facts: Facts) -> Step:

@@ -124,6 +124,8 @@ def read_program(
     prepared = None if prepared is None else bound(prepared, source)
     interval = _range(source, input_range, prepared)
     facts = Facts(model.graph, model.weights, {source.name: interval}, model.reals)
+    if layer is None and neurons != "channels":
+        raise UsageError("neurons are those of a layer: give it by its name")
     if layer is None:
         scores, remarks = find_logits(model.graph, facts, logits)
         notes += remarks
@@ -137,7 +139,8 @@ def read_program(
         classes = neurons_of(facts, scores, neurons)
     _refuse_other_batch(facts, source, scores)
     made = normalised_steps(model.graph, facts, [scores])
-    made = doubted(made, {scores.name}, facts)
+    if layer is None:  # a neuron is no probability of a class
+        made = doubted(made, {scores.name}, facts)
     notes += _lost_bounds(made, facts, interval)
     return Program(
         model=model,
@@ -146,7 +149,7 @@ def read_program(
         classes=classes,
         facts=facts,
         steps=made,
-        plain_steps=plain_steps(model.graph, facts, [scores]),
+        plain_steps=plain_steps(model.graph, facts, [scores], made),
         preprocessing=prepared,
         labels=_labels(proto, classes, notes) if layer is None else None,
         notes=notes,

@@ -44,6 +44,7 @@ class Step:
         tail: what is affine right behind a linear map; None if nothing is.
         channel_axis: that of the output of a linear map.
         gate: which operand of a product only scales the other, and takes no relevance.
+        shapes_gate: is it a part of a gate written out, and on no other way?
         doubt: why relevance cannot pass after all; None if it can.
         other_type: the type that it calculates in, if that is not float32.
         origin: what the model has in this place, where that is another operator.
@@ -60,6 +61,7 @@ class Step:
     tail: Tail | None = None
     channel_axis: int = 1
     gate: int | None = None
+    shapes_gate: bool = False
     doubt: str | None = None
     other_type: str | None = None
     origin: str | None = None

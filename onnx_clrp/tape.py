@@ -113,7 +113,9 @@ class Tape(Writer):
         return self.composite.sum(self, terms, total, r)
 
     def rectify(self, g: Tensor, mask: Tensor) -> Tensor:
-        """Hand a gradient down a ReLU that let pass where the mask is 1."""
+        """Hand a gradient down a ReLU that let pass where the mask is 1; in a gate it is none."""
+        if self.step.shapes_gate:
+            return self.Mul(g, mask)
         self.rectified += 1
         assert self.composite.rectify is not None  # gradients are handed on by no other composite
         return self.composite.rectify(self, g, mask)

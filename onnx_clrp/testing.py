@@ -92,7 +92,9 @@ def _handed_back(
         y.name: t.constant(np.asarray(arriving[y.name], np.float32)) for y in ends
     }
     t.targets = np.array([len(next(iter(arriving.values())))], np.int64)
-    steps = (plain_steps if composite.gradient else normalised_steps)(known.graph, facts, ends)
+    steps = normalised_steps(known.graph, facts, ends)
+    if composite.gradient:
+        steps = plain_steps(known.graph, facts, ends, steps)
     taken = walk(t, steps, relevance, overridden(composite, rules_for, steps))
     refuse_gaps(t, steps)
     made = append(known.proto, t, {f"relevance of {x}": r for x, r in taken.items()})
