@@ -18,7 +18,7 @@ from onnx_clrp.compiler import Options, Plan, append, plan_of
 from onnx_clrp.errors import ModelError, UnsupportedError
 from onnx_clrp.facts import Facts
 from onnx_clrp.intervals import Interval
-from onnx_clrp.maps import relevance_maps
+from onnx_clrp.maps import Ways, relevance_maps
 from onnx_clrp.model import load
 from onnx_clrp.program import Program, read_program, reading
 from onnx_clrp.redistribute import zbeta, zplus
@@ -256,6 +256,7 @@ class _Trial:
         program, plan = self._program, self._plan
         t = Tape(program.model.names(), program.facts)
         seeds = Seeds.of(t, program, t.constant(np.array([[0]])))
+        self._composite = Ways(t, program, plan.method, plan.composite, seeds).composite
 
         def watch(step: Step, arrived: Sequence[Tensor | None], handed: Handed) -> None:
             self._taken[str(step)] = {x.name for x, _ in handed}

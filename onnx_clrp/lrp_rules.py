@@ -100,8 +100,13 @@ flat = Redistribution("flat", _flat, blind=True)
 
 
 def whole_output(t: Tape, f: LinearMap) -> Tensor:
-    """`W x + b`: the model's own where it holds just that."""
-    return f.output if f.output is not None else _contributions(t, f, [(f.x, f.weight)], f.bias)
+    """`W x + b`: the model's own where it holds just that.
+
+    Of a dense map it is calculated anew, which costs little: a contrast formed there is exact.
+    """
+    if f.output is not None and not f.dense:
+        return f.output
+    return _contributions(t, f, [(f.x, f.weight)], f.bias)
 
 
 def _signed_parts(t: Tape, x: Tensor) -> list[Tensor]:
@@ -145,6 +150,7 @@ normed = Redistribution("signed shares", _normed)
 
 def by_signed_share(t: Tape, terms: Sequence[Tensor], total: Tensor, r: Tensor) -> list[Tensor]:
     """R_a = a R / (y + ε sgn y): the ε rule over unit weights (zennit's Norm)."""
-    s = _over(t, r, total)
-    t.absorb(t.Sub(r, t.Mul(s, total)), BIAS_SHARE)
+    whole = t.sum(terms)  # the total itself may have been rounded
+    s = _over(t, r, whole)
+    t.absorb(t.Sub(r, t.Mul(s, whole)), BIAS_SHARE)
     return [t.Mul(a, s) for a in terms]

@@ -104,6 +104,7 @@ class Ways:
         at: the hidden tensors at which maps are wanted, beside the input.
 
     Attributes:
+        composite: who gets what.
         steps: the steps that are walked.
         blind: does the rule of the classifier layer not see that weights are negated? Then z⁺ has
             taken its place.
@@ -119,13 +120,13 @@ class Ways:
         at: Sequence[Tensor] = (),
     ) -> None:
         self.t, self.program, self.method, self.seeds = t, program, method, seeds
-        self._composite = method.composite or composite
+        self.composite = method.composite or composite
         self._wanted = {x.name: x for x in (program.input, *at)}
-        self.steps = program.plain_steps if self._composite.gradient else program.steps
+        self.steps = program.plain_steps if self.composite.gradient else program.steps
         self.blind = False
         if method.dual is not None and method.dual.opposite:
             with suppress(ModelError):  # without a classifier layer: the contrast says so
-                self._composite, self.blind = _seeing(t, self._composite, self._split[0])
+                self.composite, self.blind = _seeing(t, self.composite, self._split[0])
 
     @cached_property
     def _split(self) -> tuple[list[Step], list[Step]]:
@@ -138,22 +139,22 @@ class Ways:
 
     @property
     def _linear(self) -> bool:
-        return self._composite.linear_in_relevance
+        return self.composite.linear_in_relevance
 
     def concept(self, watch: Watch | None = None) -> Relevance:
         """R, or the gradient: one walk from the seed down."""
         kept: Relevance = {}
         seed = self.seeds.sown(self.method.sow)
-        left = walk(self.t, self.steps, seed, self._composite, watch, kept)
+        left = walk(self.t, self.steps, seed, self.composite, watch, kept)
         return self._finished({**kept, **left})
 
     def dual(self) -> Relevance:
         """R_dual, on a way of its own."""
         dual, (head, body) = self._dual, self._split
         kept: Relevance = {}
-        composite = opposite(self._composite) if dual.opposite else self._composite
+        composite = opposite(self.composite) if dual.opposite else self.composite
         behind = walk(self.t, head, self.seeds.sown(dual.sow), composite, kept=kept)
-        left = walk(self.t, body, behind, self._composite, kept=kept)
+        left = walk(self.t, body, behind, self.composite, kept=kept)
         return self._finished({**kept, **left})
 
     def contrast(self, concept: Relevance) -> Relevance:
@@ -167,12 +168,12 @@ class Ways:
         pairs = {name: (r, theirs[name]) for name, r in concept.items() if name in theirs}
         if difference == NORMALISED:
             pairs = {x: (_normalised(t, a), _normalised(t, b)) for x, (a, b) in pairs.items()}
-        return {name: t.Sub(*pair) for name, pair in pairs.items()}
+        return {name: t.number(t.Sub(*pair)) for name, pair in pairs.items()}
 
     def _one_pass(self, *, shares: bool) -> Relevance:
         """The contrast formed at the input of the classifier layer, and carried down."""
         dual, (head, body), t = self._dual, self._split, self.t
-        pair = self._composite, opposite(self._composite) if dual.opposite else self._composite
+        pair = self.composite, opposite(self.composite) if dual.opposite else self.composite
         wide = _all_dense(t, head)
         if wide:
             pair = pair[0].over_maps(in_float64), pair[1].over_maps(in_float64)
@@ -185,7 +186,7 @@ class Ways:
             ends = [_shares(t, end, wide) for end in ends]
         difference = _less(t, *ends)
         below: Relevance = {}
-        left = walk(t, body, difference, self._composite.over_maps(conserving), kept=below)
+        left = walk(t, body, difference, self.composite.over_maps(conserving), kept=below)
         return self._finished({**_less(t, *kept), **below, **left})
 
     def _finished(self, found: Relevance) -> Relevance:
@@ -218,9 +219,14 @@ def _shares(t: Tape, found: Relevance, wide: bool) -> Relevance:
 
 
 def _normalised(t: Tape, r: Tensor) -> Tensor:
-    """A map over the sum of its magnitudes, for every sample and target."""
-    rows = _rows(t, r)
-    return t.Reshape(t.quotient(rows, t.ReduceL1(rows, [-1], keepdims=1)), t.Shape(r))
+    """A map over the sum of its magnitudes, for every sample and target: in float64.
+
+    Two maps that are nearly alike are subtracted next, and a sum over a picture in float32 is off
+    by more than they differ.
+    """
+    with t.double():
+        rows = _rows(t, t.number(r))
+        return t.Reshape(t.quotient(rows, t.ReduceL1(rows, [-1], keepdims=1)), t.Shape(r))
 
 
 def _rows(t: Tape, r: Tensor) -> Tensor:
