@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnx_clrp.cli import options as common
+from onnx_clrp.cli.headings import Headed
 from onnx_clrp.cli.output import busy, notice, print_json
 from onnx_clrp.cli.table import Column, print_nodes
 from onnx_clrp.errors import UsageError
@@ -20,7 +21,7 @@ _SHOWN = 1e-6
 """Relevance below this part of the logit is not worth a row."""
 
 
-@click.command("check")
+@click.command("check", cls=Headed)
 @common.model_argument
 @click.argument("image", required=False, type=click.Path(path_type=Path))
 @click.option("--target", metavar="CLASS", help="The class: a number or a label.  [default: top]")

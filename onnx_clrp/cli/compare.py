@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnx_clrp.cli import options as common
+from onnx_clrp.cli.headings import Headed
 from onnx_clrp.cli.job import Job, against, job_of
 from onnx_clrp.cli.output import notice, progress
 from onnx_clrp.cli.pictures import files
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
 METHODS = ("gradient", "guided_backprop", "lrp", "clrp1", "clrp2")
 """The columns where none are named: those of the paper's comparison."""
 
-_MOST = 20
-"""Images, rows of one picture."""
+_NO_NEURONS: dict[str, Any] = {"neuron": (), "top_neurons": None, "at": ()}
+"""A comparison is of classes at the input; explain draws neurons."""
 
 
-@click.command("compare")
+@click.command("compare", cls=Headed)
 @common.model_argument
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
@@ -37,11 +38,11 @@ _MOST = 20
 )
 @common.target_option
 @common.top_option
-@common.methods_option
+@common.methods_option(", ".join(METHODS))
 @common.labels_option
 @click.option("--title", default="", help="A line above the picture.")
 @common.device_option
-@common.layer_options
+@click.option("--layer", metavar="NAME", help="The layer of Grad-CAM.")
 @common.contrast_options
 @common.rules_options
 @common.graph_options
@@ -53,22 +54,32 @@ def command(images: tuple[Path, ...], out: Path, title: str, **given: Any) -> No
     The classes are the two highest scores of each image unless --target or --top says otherwise;
     the methods are gradient, guided_backprop, lrp, clrp1 and clrp2.
     """
-    from onnx_clrp.figures import draw_comparison
+    from onnx_clrp.figures import MAX_METHODS, MAX_ROWS, MAX_TARGETS, draw_comparison
 
-    if given["neuron"] or given["top_neurons"] is not None or given["at"]:
-        raise UsageError("a comparison is of classes at the input: explain draws neurons")
-    job = job_of(given, METHODS, top=2)
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"a comparison is a .png, not {str(out)!r}")
+    _refuse("methods", len(dict.fromkeys(given["method"])), MAX_METHODS)
+    _refuse("targets a picture", given["top"] or 0, MAX_TARGETS)
+    job = job_of({**given, **_NO_NEURONS}, METHODS, top=2)
+    _refuse("targets a picture", len(job.targets or ()), MAX_TARGETS)
     paths, errors = files(images)
     for error in errors:
         notice(error)
-    if len(paths) > _MOST:
-        raise UsageError(f"a comparison takes {_MOST} images at most, not {len(paths)}")
+    if len(paths) > MAX_ROWS:
+        raise UsageError(f"a comparison takes {MAX_ROWS} images at most, not {len(paths)}")
     rows, failed = _rows(job, paths)
     if rows:
         draw_comparison(rows, [e.title for e in job.explainers], path=out, title=title)
-        notice(f"wrote {out}: {len(rows)} images, {len(job.explainers)} methods")
+        counts = {"image": len(rows), "method": len(job.explainers)}
+        notice(f"wrote {out}: " + ", ".join(f"{n} {x}{'s' * (n > 1)}" for x, n in counts.items()))
     if errors or failed:
         raise SystemExit(1)
+
+
+def _refuse(what: str, count: int, most: int) -> None:
+    """Refuse before any work what the picture has no room for."""
+    if count > most:
+        raise UsageError(f"a comparison takes 1 to {most} {what}, not {count}")
 
 
 def _rows(job: Job, paths: Sequence[Path]) -> tuple[list[Row], int]:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from onnx_clrp.cli import options as common
+from onnx_clrp.cli.headings import Headed
 from onnx_clrp.cli.job import refuse_both
 from onnx_clrp.cli.neurons import Asked
 from onnx_clrp.cli.output import busy, notice
@@ -16,7 +17,7 @@ from onnx_clrp.errors import UsageError
 from onnx_clrp.labels import parse_targets
 
 
-@click.command("convert")
+@click.command("convert", cls=Headed)
 @common.model_argument
 @click.argument("out", type=click.Path(path_type=Path))
 @common.method_option
@@ -65,7 +66,7 @@ def command(
     if target:
         choices["target"] = parse_targets(target, names, known.classes)
     if asked.places:
-        choices["target"] = asked.targets(known.facts.shape(known.logits) or ())
+        choices["target"] = asked.targets(known.facts.shape(known.logits) or (), choices["neurons"])
     with busy(f"converting {model}"):
         explainer = convert(proto, **choices)
     if labels is not None:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnx_clrp.cli import options as common
+from onnx_clrp.cli.headings import Headed
 from onnx_clrp.cli.job import Job, against, job_of
+from onnx_clrp.cli.neurons import refuse_crowd
 from onnx_clrp.cli.output import notice, print_json, print_table, progress
 from onnx_clrp.cli.pictures import files, unique
 from onnx_clrp.errors import ClrpError, ImageError
@@ -36,6 +38,7 @@ class Row:
     method: str
     target: int
     label: str | None
+    layer: str | None
     score: float
     relevance: float
     picture: str
@@ -57,7 +60,7 @@ class Wanted:
     sheet: bool
 
 
-@click.command("explain")
+@click.command("explain", cls=Headed)
 @common.model_argument
 @click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
@@ -70,7 +73,7 @@ class Wanted:
 )
 @common.target_option
 @common.top_option
-@common.methods_option
+@common.methods_option("clrp2")
 @common.labels_option
 @click.option(
     "--sheet", is_flag=True, help="Also one picture per image and method with all its targets."
@@ -94,6 +97,7 @@ def command(images: tuple[Path, ...], as_json: bool, **given: Any) -> None:
     is_new = not folder.exists()
     arrays = given.pop("save_arrays") or bool(given["at"])
     wanted = Wanted(folder, arrays, given.pop("sheet"))
+    refuse_crowd(given["neuron"], given["top_neurons"])
     job = job_of(given, ["clrp2"])
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -177,6 +181,7 @@ def _drawn(
             method=result.method,
             target=target,
             label=job.label(target),
+            layer=None if job.layer is None else job.layer["name"],
             score=panel.score,
             relevance=float(panel.heatmap.sum()),
             picture=str(file),
@@ -257,8 +262,9 @@ def _save(path: Path, result: Result, n: int) -> None:
 def _print(rows: Sequence[Row], job: Job) -> None:
     if not rows:
         return
+    explained = "class" if job.layer is None else "neuron"
     print_table(
-        ["image", "method", "class", "label", "score", "ΣR", "file"],
+        ["image", "method", explained, "label", "score", "ΣR", "file"],
         [
             [
                 *(Path(r.image).name, r.method, str(r.target), r.label or ""),
@@ -266,6 +272,6 @@ def _print(rows: Sequence[Row], job: Job) -> None:
             ]
             for r in rows
         ],
-        right=["class", "score", "ΣR"],
+        right=[explained, "score", "ΣR"],
     )
     click.echo(f"{len(rows)} map{'s' * (len(rows) > 1)} on {job.explainers[0].device}")

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import click
 
+from onnx_clrp.cli.headings import Headed
 from onnx_clrp.cli.output import busy, notice
 from onnx_clrp.errors import ClrpError
 
 
-@click.command("export")
+@click.command("export", cls=Headed)
 @click.argument("name")
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option(

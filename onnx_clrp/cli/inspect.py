@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from onnx_clrp.cli import options as common
+from onnx_clrp.cli.headings import Headed
 from onnx_clrp.cli.output import notice, print_json
 from onnx_clrp.cli.table import Column, print_nodes
 
@@ -24,7 +25,7 @@ _WITHOUT = {
 """What is said of nodes that no relevance comes to, by their role."""
 
 
-@click.command("inspect")
+@click.command("inspect", cls=Headed)
 @common.model_argument
 @common.method_option
 @common.rules_options

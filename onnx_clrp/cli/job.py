@@ -105,11 +105,14 @@ def job_of(given: dict[str, Any], methods: Sequence[str], top: int | None = None
     if labels_file is not None and first.layer is None:
         labels = read_labels(labels_file, first.classes)
     targets = parse_targets(target, labels, first.classes) if target else None
-    if first.layer is not None:
-        targets = asked.targets(first.layer["shape"])
+    if asked.places and first.layer is not None:
+        targets = asked.targets(first.layer["shape"], first.layer["neurons"])
     for note in dict.fromkeys(note for explainer in explainers for note in explainer.notes):
         notice(note)
     return Job(explainers, first.preprocessing, targets, feeds, labels)
+
+
+_RULELESS: Options = {"rules": "default", "rules_for": None, "avg_pool": None, "max_pool": None}
 
 
 def against(method: str, score: float) -> str:
@@ -132,14 +135,21 @@ def _explainers(
     proto: onnx.ModelProto, asked: Asked, methods: Sequence[str], device: str, choices: Options
 ) -> list[Explainer]:
     """An explainer for each method; without any the model is one itself."""
+    from onnx_clrp.methods import METHODS
     from onnx_clrp.runtime import Explainer
 
     if not methods:
-        if asked.layer is not None:
+        if asked.layer is not None or asked.top is not None:
             raise UsageError("the model is an explainer already: its layer is settled")
-        return [Explainer(proto, device=device, **choices)]
-    explainers = []
-    for name in (names := dict.fromkeys(methods)):
+        made = Explainer(proto, device=device, **choices)
+        if asked.places and made.layer is None:
+            raise UsageError("the model explains classes, and no neurons: convert it with --layer")
+        return [made]
+    explainers, names = [], dict.fromkeys(methods)
+    some = any(METHODS[name].of_relevance for name in names)
+    for name in names:
         options: Options = {**choices, **asked.options(name, names), "method": name}
+        if some and not METHODS[name].of_relevance:  # rules are for those that take them
+            options |= _RULELESS
         explainers.append(Explainer(proto, device=device, **options))
     return explainers

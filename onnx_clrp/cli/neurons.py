@@ -35,8 +35,6 @@ class Asked:
             UsageError: they do not go together.
         """
         layer, words, top = (given.pop(key) for key in ("layer", "neuron", "top_neurons"))
-        if (words or top is not None) and layer is None:
-            raise UsageError("say whose neurons: --layer NAME (`inspect --layers` lists them)")
         if words and top is not None:
             raise UsageError("--neuron and --top-neurons exclude each other")
         places = [_place(part.strip()) for word in words for part in word.split(",")]
@@ -62,6 +60,7 @@ class Asked:
         Raises:
             UsageError: no neurons are named, and no method makes a map of a layer.
         """
+        self.refuse_without_layer()
         if self.layer is None:
             return {}
         if METHODS[method].cam and not self.neurons:
@@ -76,7 +75,12 @@ class Asked:
             chosen["target"] = f"top:{self.top}"
         return chosen
 
-    def targets(self, shape: Sequence[int | None]) -> list[int] | None:
+    def refuse_without_layer(self) -> None:
+        """Refuse neurons of nobody."""
+        if self.neurons and self.layer is None:
+            raise UsageError("say whose neurons: --layer NAME (`inspect --layers` lists them)")
+
+    def targets(self, shape: Sequence[int | None], neurons: str) -> list[int] | None:
         """The named neurons of a layer `[N, C, …]` as targets; None if none is named.
 
         Raises:
@@ -84,8 +88,17 @@ class Asked:
         """
         if not self.places:
             return None
-        sizes = shape[1:] if len(self.places[0]) > 1 else shape[1:2]
+        sizes = shape[1:] if neurons == "units" else shape[1:2]
         return [_index(place, sizes) for place in self.places]
+
+
+def refuse_crowd(words: Sequence[str], top: int | None) -> None:
+    """Refuse more neurons than a figure takes, before any work."""
+    from onnx_clrp.figures import MAX_NEURONS
+
+    count = max(top or 0, sum(len(word.split(",")) for word in words))
+    if count > MAX_NEURONS:
+        raise UsageError(f"a figure takes 1 to {MAX_NEURONS} neurons, not {count}")
 
 
 def neuron_name(layer: dict[str, Any], target: int) -> str:

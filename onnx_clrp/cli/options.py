@@ -74,13 +74,19 @@ method_option = click.option(
     metavar="NAME",
     help="The method (docs/methods.md).  [default: clrp2]",
 )
-methods_option = click.option(
-    "--method",
-    multiple=True,
-    type=_METHODS,
-    metavar="NAME",
-    help="The method (docs/methods.md); may be given several times.  [default: clrp2]",
-)
+
+
+def methods_option(usual: str) -> Callable[[Command], Command]:
+    """`--method` for several of them; the help says which are usual."""
+    return click.option(
+        "--method",
+        multiple=True,
+        type=_METHODS,
+        metavar="NAME",
+        help=f"A method (docs/methods.md); may be given several times.  [default: {usual}]",
+    )
+
+
 rules_options = together(
     click.option(
         "--rules",
