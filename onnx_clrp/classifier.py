@@ -40,8 +40,8 @@ def split_at_classifier(steps: Sequence[Step], logits: Tensor) -> tuple[list[Ste
             reaching.update(x.name for x in steps[i].receivers)
     if nested:
         raise ModelError(
-            f"no contrast: {nested[0]} is a classifier layer and feeds another one, as in front of"
-            " a skip connection"
+            f"no contrast: {nested[0]} makes the scores and also feeds another one that does, as in"
+            " front of a skip connection: of neurons there, explain those of the map before the sum"
         )
     if not any(steps[i].linear for i in head):
         raise ModelError("no contrast: there is no linear map that could be the classifier layer")

@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 
-from onnx_clrp.composites import Composite, Overrides, composite_of, overridden
+from onnx_clrp.composites import Composite, Overrides, as_pairs, composite_of, overridden
 from onnx_clrp.endpoints import channel_axis
 from onnx_clrp.errors import UsageError
 from onnx_clrp.image import Preprocessing
@@ -37,10 +37,10 @@ class Choices(Reading, total=False):
     contrast: str | None
     difference: str | None
     rules: str
-    rules_for: Overrides
+    rules_for: Overrides | None
     avg_pool: str | None
     max_pool: str | None
-    at: Sequence[str]
+    at: Iterable[str] | None
     cam_layer: str | None
 
 
@@ -76,13 +76,13 @@ def convert(
     contrast: str | None = None,
     difference: str | None = None,
     rules: str = "default",
-    rules_for: Overrides = (),
+    rules_for: Overrides | None = None,
     avg_pool: str | None = None,
     max_pool: str | None = None,
     target: Target = None,
     layer: str | None = None,
     neurons: str = "channels",
-    at: Sequence[str] = (),
+    at: Iterable[str] | None = None,
     cam_layer: str | None = None,
     input_range: InputRange | None = None,
     preprocessing: Preprocessing | str | None = None,
@@ -144,10 +144,10 @@ def convert(
         "contrast": contrast,
         "difference": difference,
         "rules": rules,
-        "rules_for": rules_for,
+        "rules_for": as_pairs(rules_for or ()),
         "avg_pool": avg_pool,
         "max_pool": max_pool,
-        "at": at,
+        "at": _names(at),
         "cam_layer": cam_layer,
     }
     plan = plan_of(program, choices)
@@ -166,13 +166,13 @@ def plan_of(program: Program, choices: Choices) -> Plan:
     """
     contrast, difference = choices.get("contrast"), choices.get("difference")
     method = method_of(choices.get("method", "clrp2"), program.classes, contrast, difference)
-    rules, overrides = choices.get("rules", "default"), choices.get("rules_for", ())
+    rules, overrides = choices.get("rules", "default"), as_pairs(choices.get("rules_for") or ())
     avg_pool, max_pool = choices.get("avg_pool"), choices.get("max_pool")
     if not method.of_relevance and (rules != "default" or overrides or avg_pool or max_pool):
         raise UsageError(f"{method.name} takes no rules: they are those of LRP and its contrasts")
     named = method.rules if rules == "default" else rules
     composite = composite_of(named, avg_pool=avg_pool, max_pool=max_pool)
-    layers = (choices.get("at", ()), choices.get("cam_layer"))
+    layers = (_names(choices.get("at")), choices.get("cam_layer"))
     _refuse_layers(program, method, *layers)
     graph, facts = program.model.graph, program.facts
     return Plan(
@@ -183,12 +183,20 @@ def plan_of(program: Program, choices: Choices) -> Plan:
     )
 
 
+def _names(at: Iterable[str] | None) -> list[str]:
+    """The hidden layers at which maps are wanted."""
+    if isinstance(at, str):
+        raise UsageError(f"at is a list of names, not {at!r}")
+    names = [*(at or ())]
+    if not all(isinstance(name, str) for name in names):
+        raise UsageError(f"at is a list of names, not {names!r}")
+    return names
+
+
 def _refuse_layers(
     program: Program, method: Method, at: Sequence[str], cam_layer: str | None
 ) -> None:
     """What a method cannot say of hidden layers."""
-    if isinstance(at, str):
-        raise UsageError(f"at is a list of names, not {at!r}")
     if at and (method.cam or method.noise):
         raise UsageError(f"{method.name} has a map at the input alone")
     if cam_layer is not None and not method.cam:
@@ -306,6 +314,9 @@ def _by_sample(
     if checked:
         return sorted_by_sample
     there = t.And(t.GreaterOrEqual(targets, [0]), t.Less(targets, [program.classes]))
+    if x is not program.input:  # whose first axis may be no batch: for all samples or for none
+        every = t.ReduceMin(t.number(there), [0], keepdims=1)
+        there = t.Greater(every, 0.0)
     return t.Where(t.Unsqueeze(there, [*range(2, rank + 1)]), sorted_by_sample, float("nan"))
 
 
@@ -340,15 +351,15 @@ def _form(t: Tape, program: Program, name: str, x: Tensor) -> tuple[int, list[in
 
 def _chosen(choices: Choices, plan: Plan, signed: bool) -> dict[str, str]:
     """What was asked for, as texts for the metadata."""
-    texts = {key: choices.get(key) for key in ("contrast", "difference", "avg_pool", "max_pool")}
-    overrides = choices.get("rules_for", ())
-    written = dict(overrides) if isinstance(overrides, Mapping) else [*overrides]
+    chosen = ("contrast", "difference", "avg_pool", "max_pool", "cam_layer")
+    texts = {key: choices.get(key) for key in chosen}
+    written = [f"{pattern}={rule}" for pattern, rule in as_pairs(choices.get("rules_for") or ())]
     rules = choices.get("rules", "default")
     return {
         "method": plan.method.name,
         "rules": plan.method.rules if rules == "default" else rules,
         "signed": json.dumps(signed),
-        "at": json.dumps([*choices.get("at", ())]),
+        "at": json.dumps(_names(choices.get("at"))),
         **({"rules_for": json.dumps(written)} if written else {}),
         **{key: str(value) for key, value in texts.items() if value is not None},
     }

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from math import isclose
 from typing import TYPE_CHECKING, TypeVar
 
 from onnx_clrp.errors import UsageError
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 
 Found = TypeVar("Found")
 
-Overrides = Mapping[str, str] | Iterable[str]
+Overrides = Mapping[str, str] | Iterable[str] | Iterable[tuple[str, str]]
 """Rules by pattern, or texts `"pattern=rule"`; of several that match the last one holds."""
 
 
@@ -168,7 +169,7 @@ def overridden(composite: Composite, overrides: Overrides, steps: Sequence[Step]
     """
     maps = [step for step in steps if step.linear]
     named = dict(composite.named)
-    for pattern, rule in _pairs(overrides):
+    for pattern, rule in as_pairs(overrides):
         made = parse_rule(rule)
         chosen = _matching(pattern, maps)
         if not chosen:
@@ -197,22 +198,34 @@ def parse_rule(text: str) -> Redistribution:
         raise UsageError(f"{text!r}: a rule takes numbers in its brackets") from error
     if len(numbers) > most or not all(0 <= n < float("inf") for n in numbers):
         raise UsageError(f"{text!r}: {read[1]} takes at most {most} numbers, none below zero")
-    if read[1] == "alpha_beta" and numbers and numbers[0] - sum(numbers[1:]) != 1:
+    if read[1] == "alpha_beta" and numbers and not isclose(numbers[0] - sum(numbers[1:]), 1):
         raise UsageError(f"{text!r}: alpha - beta must be 1, or relevance is not conserved")
     if read[1] == "alpha_beta" and len(numbers) == 1:
         numbers.append(0.0)
     return make(*numbers)
 
 
-def _pairs(overrides: Overrides) -> list[tuple[str, str]]:
-    if isinstance(overrides, str):
-        overrides = [overrides]
+def as_pairs(overrides: Overrides) -> list[tuple[str, str]]:
+    """Each pattern with its rule.
+
+    Raises:
+        UsageError: one of them is no such pair.
+    """
+    listed: Iterable[object] = [overrides] if isinstance(overrides, str) else overrides
     if isinstance(overrides, Mapping):
-        return [*overrides.items()]
-    pairs = [text.rpartition("=") for text in overrides]
-    if wrong := [rule for pattern, equals, rule in pairs if not pattern or not equals]:
-        raise UsageError(f"{wrong[0]!r} is no override: write PATTERN=RULE, as conv*=gamma(0.25)")
-    return [(pattern.strip(), rule) for pattern, _, rule in pairs]
+        listed = overrides.items()
+    return [_pair(given) for given in listed]
+
+
+def _pair(given: object) -> tuple[str, str]:
+    match given:
+        case (str(pattern), str(rule)):
+            return pattern, rule
+        case str(text):
+            pattern, _, rule = text.rpartition("=")
+            if pattern.strip() and rule.strip():
+                return pattern.strip(), rule.strip()
+    raise UsageError(f"{given!r} is no override: write PATTERN=RULE, as conv*=gamma(0.25)")
 
 
 def _matching(pattern: str, maps: Sequence[Step]) -> list[Step]:

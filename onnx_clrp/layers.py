@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 from math import prod
+from typing import Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
+from onnx.helper import tensor_dtype_to_np_dtype
 
 from onnx_clrp.errors import UsageError
 from onnx_clrp.facts import Facts, Tensor
@@ -16,6 +19,7 @@ NEURONS = ("channels", "units")
 """What counts as a neuron of a layer: a channel with all its positions, or every single unit."""
 
 _POOLS = frozenset({"MaxPool", "AveragePool", "GlobalMaxPool", "GlobalAveragePool"})
+_LAYING = frozenset({"Transpose", "Reshape"})
 
 
 def find_tensor(graph: gs.Graph, facts: Facts, name: str) -> gs.Variable:
@@ -33,7 +37,17 @@ def find_tensor(graph: gs.Graph, facts: Facts, name: str) -> gs.Variable:
         raise UsageError(f"no layer is called {name!r}: `inspect --layers` lists them{hint}")
     if not facts.carries(found):
         raise UsageError(f"the layer {name!r} does not depend on the explained input")
+    if found.dtype and found.name not in facts.reals.views and not _is_float(found):
+        raise UsageError(f"the layer {name!r} holds no real numbers, but {_type(found)}")
     return found
+
+
+def _is_float(x: Tensor) -> bool:
+    return _type(x).kind == "f"
+
+
+def _type(x: Tensor) -> np.dtype[Any]:
+    return np.dtype(x.dtype if not isinstance(x.dtype, int) else tensor_dtype_to_np_dtype(x.dtype))
 
 
 def neurons_of(facts: Facts, layer: Tensor, neurons: str) -> int:
@@ -73,7 +87,9 @@ def last_spatial(steps: Sequence[Step], facts: Facts) -> Tensor | None:
     for step in later:
         if step.op not in _POOLS and any(x.name in behind for x in step.receivers):
             behind.update((y.name, y) for y in step.outputs)
+    laid = {y.name for s in later if s.op in _LAYING for y in s.outputs}
     alike = [y for y in reversed(behind.values()) if _plane(y, facts) == plane]
+    alike = [y for y in alike if y.name not in laid]  # where channels may stand elsewhere
     return next((y for y in alike if _all_through(y.name, later, [*behind])), start)
 
 

@@ -26,7 +26,9 @@ def noise(t: Tape, program: Program, seeds: Seeds) -> Tensor:
     whole = t.Cast(t.Mul(t.number(x), 4096.0), to=TensorProto.INT64)
     places = _places(t, x)
     picture = t.ReduceSum(_hashed(t, t.Add(t.Mul(t.Abs(whole), 7919), places)), axes, keepdims=1)
-    numbered = t.Mul(t.Cast(seeds.chosen, to=TensorProto.INT64), t.Range(1, seeds.classes + 1, 1))
+    numbered = t.Mul(
+        t.Cast(seeds.explained, to=TensorProto.INT64), t.Range(1, seeds.classes + 1, 1)
+    )
     return _finish(t, picture, numbered, places, t.rank(x))
 
 

@@ -30,6 +30,8 @@ _PIECE = 8
 """Samples that run at once where the model leaves the batch open."""
 
 
+_NO_BATCH = "the layer {!r} has no batch axis in front: for {} samples it has {} rows"
+
 _NEEDED = frozenset({"input", "logits", "relevance", "relevance_target"})
 """The ends of an explainer that its metadata has to name."""
 
@@ -147,6 +149,7 @@ class Explainer:
         if self.classes < 1:
             raise ValueError(f"{self.classes} classes")
         labels = json.loads(known.get("labels", "null")) or []
+        labels = labels if self.layer is None else []
         self.labels: list[str] | None = labels if len(labels) == self.classes else None
         self.notes: list[str] = json.loads(known["notes"])
         self._names: dict[str, str] = json.loads(known["names"])
@@ -196,7 +199,7 @@ class Explainer:
         return self._result(joined)
 
     def logits(self, batch: ArrayLike, feeds: Mapping[str, ArrayLike] | None = None) -> Floats:
-        """The model's class scores alone, `[N, C]`, without the cost of an explanation."""
+        """The model's class scores alone, `[N, C]`."""
         samples = self._samples(batch)
         return self._scores(samples, self._fed(samples, feeds))
 
@@ -222,7 +225,7 @@ class Explainer:
         scores = []
         for start, piece in self._pieces(samples):
             given = {self._source.name: piece, **with_piece(others, by_row, start, piece)}
-            scores.append(self._run({**given, **self._nobody(piece)}, ["logits"])["logits"])
+            scores.append(self._run({**given, **self._nobody()}, ["logits"])["logits"])
         return np.concatenate(scores)[: len(samples)]
 
     def _fed(
@@ -273,22 +276,37 @@ class Explainer:
         parse_target([int(c) for c in asked.reshape(-1)], self.classes)
         return asked
 
-    def _nobody(self, piece: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """A target that nothing is made of, where the session asks for one."""
+    def _nobody(self) -> dict[str, NDArray[Any]]:
+        """A target that nothing is made of, where the session asks for one.
+
+        It is one for all rows of scores, since nobody knows yet whether those are the samples.
+        """
         if "target" not in self._names:
             return {}
-        return {self._names["target"]: np.zeros((len(piece), 1), np.int64)}
+        return {self._names["target"]: np.zeros((1, 1), np.int64)}
 
     def _run(
         self, feeds: dict[str, NDArray[Any]], wanted: Sequence[str] | None = None
     ) -> dict[str, NDArray[Any]]:
         names = wanted or [n for n in self._names if n not in ("input", "target")]
-        values = run(self._session, [self._names[n] for n in names], feeds)
+        try:
+            values = run(self._session, [self._names[n] for n in names], feeds)
+        except ModelError:
+            if self.layer is not None and wanted is None:  # it may have failed for what this says
+                self._run({**feeds, **self._nobody()}, ["logits"])
+            raise
         found = dict(zip(names, values, strict=True))
         samples = len(feeds[self._source.name])
-        if len(found["logits"]) != samples:
+        for i, layer in enumerate(self._at):
+            rows = len(found.get(f"relevance_at_{i}", feeds[self._source.name]))
+            if rows != samples:
+                raise ModelError(_NO_BATCH.format(layer, samples, rows))
+        rows = len(found["logits"])
+        if rows != samples and self.layer is not None:
+            raise ModelError(_NO_BATCH.format(self.layer["name"], samples, rows))
+        if rows != samples:
             raise ModelError(
-                f"for {samples} samples the model gives {len(found['logits'])} rows of logits:"
+                f"for {samples} samples the model gives {rows} rows of logits:"
                 f" the first axis of {self._source.name!r} is no batch axis"
             )
         return found

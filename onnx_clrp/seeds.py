@@ -91,6 +91,7 @@ class Seeds:
         values: the tensor that a seed is sown on: the scores, or the channels of a layer.
         chosen: whether a class is the explained one, `[k, N, C]`, or so that it broadcasts to
             the channels.
+        explained: the same as `[k, N, C]`.
     """
 
     t: Tape
@@ -98,17 +99,19 @@ class Seeds:
     scores: Tensor
     values: Tensor
     chosen: Tensor
+    explained: Tensor
     classes: int
 
     @classmethod
     def of(cls, t: Tape, program: Program, targets: Tensor) -> Seeds:
         """The seeds of a program for the targets `[N, k]`."""
-        logits, chosen = program.logits, one_hot(t, targets, program.classes)
+        logits, explained = program.logits, one_hot(t, targets, program.classes)
+        chosen = explained
         scores = values = scores_of(t, program)
         rank = len(program.facts.shape(logits) or ())
         if program.neurons == "channels" and rank > 2:
             values, chosen = logits, t.Unsqueeze(chosen, [*range(3, rank + 1)])
-        return cls(t, logits, scores, values, chosen, program.classes)
+        return cls(t, logits, scores, values, chosen, explained, program.classes)
 
     def sown(self, sow: Sow, *, wide: bool = False) -> Relevance:
         """The seed of a method, or of its dual: `[k, *logits.shape]`, in float64 if it is wide."""
