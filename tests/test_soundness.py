@@ -308,7 +308,7 @@ def test_a_classifier_layer_behind_another_is_refused() -> None:
         node("Add", "h l", "y"),
     ]
     made = model(nodes, [1, 3, 6, 6], {"S": np.eye(4, dtype=np.float32) + 0.5})
-    with pytest.raises(ModelError, match="feeds another one"):
+    with pytest.raises(ModelError, match="also feeds another one"):
         convert(made, input_range=(0, 1), method="clrp2")
 
 
