@@ -12,15 +12,15 @@ from onnx_clrp.errors import ImageError
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte of RGB, where Pillow starts to warn as well
 # Named one by one: Pillow also knows formats that start other programs (EPS) or fetch files.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
-_WARNINGS = Lock()  # the filters of warnings belong to the whole process
+WARNINGS = Lock()  # the filters of warnings belong to the whole process
 
 
 def decoded(path: str | Path) -> Image.Image:
     """An image file as an upright RGB image; any fault of the file is an ImageError."""
     name = repr(str(path))
-    _refuse_non_files(Path(path), name)
+    refuse_non_files(Path(path), name)
     try:
-        with _WARNINGS, warnings.catch_warnings():
+        with WARNINGS, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # damaged metadata does not concern the pixels
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
@@ -39,7 +39,7 @@ def decoded(path: str | Path) -> Image.Image:
         raise ImageError(f"image {name} cannot be decoded ({reason}): save it anew") from error
 
 
-def _refuse_non_files(path: Path, name: str) -> None:
+def refuse_non_files(path: Path, name: str) -> None:
     """Says plainly what Pillow would not, and keeps it from waiting on a pipe for ever."""
     try:
         if path.is_dir():

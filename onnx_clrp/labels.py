@@ -72,21 +72,22 @@ def _class(text: str, labels: Sequence[str] | None, classes: int) -> int:
         return int(text)
     if labels is None:
         raise UsageError(f"no class names are known for {text!r}: give --labels FILE, or a number")
-    names = [name for label in labels for name in _names(label)]
-    close = difflib.get_close_matches(_plain(text), names, n=3)
+    names = [name for label in labels for name in spellings(label)]
+    close = difflib.get_close_matches(plain(text), names, n=3)
     hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
     raise UsageError(f"no class is called {text!r}{hint}")
 
 
 def _matches(text: str, labels: Sequence[str] | None) -> list[int]:
-    wanted = _plain(text)
-    return [i for i, label in enumerate(labels or ()) if wanted in _names(label)]
+    wanted = plain(text)
+    return [i for i, label in enumerate(labels or ()) if wanted in spellings(label)]
 
 
-def _names(label: str) -> list[str]:
+def spellings(label: str) -> list[str]:
     """The label, and each of the synonyms that it lists."""
-    return [_plain(label), *(_plain(part) for part in label.split(",") if "," in label)]
+    return [plain(label), *(plain(part) for part in label.split(",") if "," in label)]
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
+    """The text in small letters, with a blank for each run of blanks and underscores."""
     return " ".join(text.replace("_", " ").casefold().split())

@@ -1,0 +1,87 @@
+"""What the header of an image file says of its size and of which way is up."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import ExifTags, Image
+
+from onnx_clrp.decoding import FORMATS, MAX_PIXELS, WARNINGS, refuse_non_files
+from onnx_clrp.errors import ImageError
+
+Edges = tuple[float, float, float, float]
+"""Left, upper, right and lower edge."""
+
+_SIDEWAYS = (5, 6, 7, 8)
+
+_TURNS: dict[int, Callable[[float, float, float, float], Edges]] = {
+    2: lambda x0, y0, x1, y1: (1 - x1, y0, 1 - x0, y1),
+    3: lambda x0, y0, x1, y1: (1 - x1, 1 - y1, 1 - x0, 1 - y0),
+    4: lambda x0, y0, x1, y1: (x0, 1 - y1, x1, 1 - y0),
+    5: lambda x0, y0, x1, y1: (y0, x0, y1, x1),
+    6: lambda x0, y0, x1, y1: (1 - y1, x0, 1 - y0, x1),
+    7: lambda x0, y0, x1, y1: (1 - y1, 1 - x1, 1 - y0, 1 - x0),
+    8: lambda x0, y0, x1, y1: (y0, 1 - x1, y1, 1 - x0),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A picture as it is stored, which EXIF may tell to turn before it is shown.
+
+    Attributes:
+        size: (width, height) in pixels as stored.
+        orientation: EXIF's number for what makes it upright; 1 where it is already.
+    """
+
+    size: tuple[int, int]
+    orientation: int = 1
+
+    def upright(self, box: Edges, extent: tuple[float, float]) -> Edges:
+        """A box in fractions of the picture as stored, in fractions of the picture upright.
+
+        Args:
+            box: its edges.
+            extent: width and height that its annotation has for the picture. Where they are those
+                of the upright picture, sides exchanged, so is the box, and it stays.
+        """
+        turn = _TURNS.get(self.orientation)
+        width, height = self.size
+        wide = (width - height) * (extent[0] - extent[1])
+        if turn is None or (self.orientation in _SIDEWAYS and wide < 0):
+            return box
+        return turn(*box)
+
+
+def read_header(path: Path) -> Header:
+    """The header of an image file; nothing is decoded where the format allows it.
+
+    Raises:
+        ImageError: it is no image, or one too large to be decoded.
+    """
+    name = repr(str(path))
+    refuse_non_files(path, name)
+    try:
+        with WARNINGS, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS) as image:
+                width, height = image.size
+                if width * height > MAX_PIXELS:  # before EXIF, for which PNG has to be decoded
+                    raise Image.DecompressionBombError(f"more than {MAX_PIXELS:,} pixels")
+                return _stored(image, (width, height))
+    except Exception as error:  # decoders raise anything when fed a damaged file
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"the size of image {name} cannot be read ({reason})") from error
+
+
+def _stored(image: Image.Image, size: tuple[int, int]) -> Header:
+    try:
+        orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # `decoded` leaves a picture as it is if its EXIF block is damaged
+        return Header(size)
+    if image.format == "TIFF" and orientation in _SIDEWAYS:  # Pillow's size is the upright one
+        size = size[::-1]
+    return Header(size, orientation)
