@@ -89,8 +89,11 @@ class Preprocessing:
 
         A grey model's picture has three equal channels.
         """
-        target = self._target()
-        image = decoded(path)
+        return self.fit(decoded(path))
+
+    def fit(self, image: Image.Image) -> Picture:
+        """The same of an image that is decoded already, upright and RGB."""
+        target = self.extent()
         if self.channels == "grey":
             image = image.convert("L")
         fitted = _fitted(image, self.resize, target).convert("RGB")
@@ -153,7 +156,12 @@ class Preprocessing:
             return np.asarray(Image.fromarray(picture).convert("L"))[..., None]
         return picture[..., ::-1] if self.channels == "bgr" else picture
 
-    def _target(self) -> tuple[int, int]:
+    def extent(self) -> tuple[int, int]:
+        """Height and width of what the model sees, in pixels.
+
+        Raises:
+            UsageError: the model takes any size, and no crop says which.
+        """
         target = _extent("crop", self.crop) or self.size
         if target is None:
             raise UsageError("the model takes images of any size: choose one with crop")
@@ -161,10 +169,10 @@ class Preprocessing:
 
     def _check_extents(self) -> None:
         if self.crop and self.size and self.crop != self.size:
-            crop, size = (f"{height}x{width}" for height, width in (self._target(), self.size))
+            crop, size = (f"{height}x{width}" for height, width in (self.extent(), self.size))
             raise UsageError(f"crop {crop} is not the size of the model's input, {size}")
         if isinstance(self.resize, int) and (self.crop or self.size):
-            least = min(self._target())
+            least = min(self.extent())
             if self.resize < least:
                 raise UsageError(f"resize {self.resize} is smaller than the crop of {least}")
 
@@ -224,13 +232,13 @@ def _fitted(image: Image.Image, resize: int | str | None, target: tuple[int, int
     if resize == "stretch":
         return image.resize((width, height), Image.Resampling.BILINEAR)
     image = _trimmed(image, target)
-    size = _covering(image.size, resize, target)
+    size = covering(image.size, resize, target)
     scaled = image.resize(size, Image.Resampling.BILINEAR)
     left, top = round((scaled.width - width) / 2), round((scaled.height - height) / 2)
     return scaled.crop((left, top, left + width, top + height))
 
 
-def _covering(
+def covering(
     size: tuple[int, int], resize: int | str | None, target: tuple[int, int]
 ) -> tuple[int, int]:
     """(width, height) to scale to: as `resize` says, and never less than the crop."""
