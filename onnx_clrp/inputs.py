@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 from onnx_clrp.errors import UsageError
 
 Array = NDArray[Any]
+
+_PIECE = 8
+"""Samples that run at once where the model leaves the batch open."""
 
 _NUMPY = {
     f"tensor({onnx_name})": numpy_name
@@ -22,6 +25,18 @@ _NUMPY = {
         **{f"{u}int{bits}": f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)},
     }.items()
 }
+
+
+def pieces(samples: Array, fixed: int | None) -> Iterator[tuple[int, Array]]:
+    """Samples in pieces of the size that a model was exported with, or of a modest one.
+
+    The last piece of a fixed size is filled up with its last sample.
+    """
+    size = _PIECE if fixed is None else fixed
+    for start in range(0, len(samples), size):
+        piece = samples[start : start + size]
+        missing = 0 if fixed is None else size - len(piece)
+        yield start, np.concatenate([piece, *[piece[-1:]] * missing])
 
 
 def numpy_type(wanted: Any) -> np.dtype[Any]:

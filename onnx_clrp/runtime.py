@@ -15,7 +15,15 @@ from numpy.typing import ArrayLike, NDArray
 from onnx_clrp.compiler import Options, convert, parse_target
 from onnx_clrp.errors import ModelError, UsageError
 from onnx_clrp.image import Preprocessing
-from onnx_clrp.inputs import as_array, fed, filled, numpy_type, rows_of_samples, with_piece
+from onnx_clrp.inputs import (
+    as_array,
+    fed,
+    filled,
+    numpy_type,
+    pieces,
+    rows_of_samples,
+    with_piece,
+)
 from onnx_clrp.methods import METHODS
 from onnx_clrp.model import PREFIX, load, metadata
 from onnx_clrp.sessions import open_session, run
@@ -25,9 +33,6 @@ Integers = NDArray[np.int64]
 
 _SLACK = 1e-3
 """How far outside its range a batch may lie, as a part of the range's width."""
-
-_PIECE = 8
-"""Samples that run at once where the model leaves the batch open."""
 
 
 _NO_BATCH = "the layer {!r} has no batch axis in front: for {} samples it has {} rows"
@@ -250,13 +255,8 @@ class Explainer:
         return samples.astype(dtype, copy=False)
 
     def _pieces(self, samples: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
-        """The samples in pieces of the size that the model was exported with, or a modest one."""
         fixed = self._source.shape[0]
-        size = fixed if isinstance(fixed, int) else _PIECE
-        for start in range(0, len(samples), size):
-            piece = samples[start : start + size]
-            missing = size - len(piece) if isinstance(fixed, int) else 0
-            yield start, np.concatenate([piece, *[piece[-1:]] * missing])
+        return pieces(samples, fixed if isinstance(fixed, int) else None)
 
     def _wanted(
         self,

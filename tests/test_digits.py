@@ -156,8 +156,8 @@ def test_the_shipped_scenes_are_those_that_the_tool_draws(tmp_path: Path) -> Non
     write_scenes(split_digits()[1], tmp_path)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == sorted(path.name for path in (FOLDER / "scenes").iterdir())
-    written, kept = ((f / "scenes.json").read_text() for f in (tmp_path, FOLDER / "scenes"))
-    assert written == kept
+    for name in ("scenes.json", "scenes.csv"):
+        assert (tmp_path / name).read_text() == (FOLDER / "scenes" / name).read_text()
     for path in tmp_path.glob("*.png"):
         np.testing.assert_array_equal(grey(path), grey(FOLDER / "scenes" / path.name))
 

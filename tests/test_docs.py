@@ -15,6 +15,8 @@ from onnx_clrp import rules
 from onnx_clrp.check import check
 from onnx_clrp.cli import group
 from onnx_clrp.composites import RULE_SETS, RULES, parse_rule
+from onnx_clrp.evaluate.settings import EXPERIMENTS, Settings
+from onnx_clrp.evaluate.store import schemas_of
 from onnx_clrp.inspection import inspect
 from onnx_clrp.methods import CONTRASTS, METHODS
 from onnx_clrp.quantised_operators import READERS
@@ -87,21 +89,55 @@ def test_the_rules_of_the_page_on_methods_are_there() -> None:
     assert {rule.partition("(")[0] for rule in documented} == {*RULES}
 
 
-def test_the_examples_of_the_page_on_methods_run(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    shutil.copytree(ROOT / "exported_models", tmp_path / "exported_models")
-    monkeypatch.chdir(tmp_path)
-    page = (ROOT / "docs" / "methods.md").read_text(encoding="utf-8")
-    for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL):
+def run_page(page: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run the commands and then the Python of a page, where the shipped models are."""
+    shutil.copytree(ROOT / "exported_models", folder / "exported_models")
+    monkeypatch.chdir(folder)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
         for line in block.splitlines():
             program, *words = line.split()
             assert program == "onnx-clrp"
             group(words, standalone_mode=False)
+    exec(compile("\n".join(blocks(page)), page, "exec"), {})
+
+
+def test_the_examples_of_the_page_on_methods_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_page("docs/methods.md", tmp_path, monkeypatch)
     assert (tmp_path / "comparison.png").is_file()
     assert (tmp_path / "explanations" / "3-and-7.relu_3.clrp2.png").is_file()
-    exec(compile("\n".join(blocks("docs/methods.md")), "docs/methods.md", "exec"), {})
     assert "(1, 8) (1, 8)\n(1, 2, 64, 8, 8)" in capsys.readouterr().out
+
+
+def test_the_examples_of_the_page_on_evaluate_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("pyarrow", reason="results are Parquet")
+    run_page("docs/evaluate.md", tmp_path, monkeypatch)
+    out = capsys.readouterr().out
+    assert "6 pictures, 78 maps; in evaluation" in out
+    assert "Paired(mean=" in out
+
+
+def test_the_page_on_evaluate_names_each_once() -> None:
+    readers = pytest.importorskip("onnx_clrp.evaluate.readers", reason="its libraries are an extra")
+    for heading, known in (("Experiments", EXPERIMENTS), ("Data", readers.READERS)):
+        table = rows("docs/evaluate.md", heading)
+        assert [quoted(cells[0])[0] for cells in table] == [*known]
+
+
+def test_the_page_on_evaluate_names_every_column(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow", reason="results are Parquet")
+    page = (ROOT / "docs" / "evaluate.md").read_text(encoding="utf-8")
+    settings = Settings(experiments=EXPERIMENTS, patches=[7])
+    for name, schema in schemas_of(settings).items():
+        assert f"`{name}/*.parquet`" in page
+        if name != "failed":
+            assert {c.replace("_7", "_N") for c in schema.names} - {*quoted(page)} <= {
+                "other_target"
+            }
 
 
 def test_every_quantised_operator_stands_in_the_table_of_what_is_read_as_another() -> None:

@@ -133,7 +133,7 @@ def measure(model: onnx.ModelProto, digits: Digits) -> Accuracy:
 
 
 def write_scenes(digits: Digits, folder: Path) -> None:
-    """Write the example scenes as PNG, and their labels and boxes as scenes.json."""
+    """Write the example scenes as PNG, and their labels and boxes as scenes.json and scenes.csv."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(_EXAMPLE_SEED)
     index = {}
@@ -144,6 +144,11 @@ def write_scenes(digits: Digits, folder: Path) -> None:
         index[name] = {"labels": scene.labels, "boxes": scene.boxes}
     rows = (f"  {json.dumps(name)}: {json.dumps(entry)}" for name, entry in index.items())
     (folder / "scenes.json").write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
+    table = ["image,label,x0,y0,x1,y1"]
+    for name, entry in index.items():
+        pairs = zip(entry["labels"], entry["boxes"], strict=True)
+        table += [f"{name},{label},{','.join(map(str, box))}" for label, box in pairs]
+    (folder / "scenes.csv").write_text("\n".join(table) + "\n", encoding="utf-8")
 
 
 def _block(width_in: int, width_out: int) -> tuple[nn.Module, ...]:

@@ -16,6 +16,7 @@ VERBS = {
     "compare": "Draw several methods side by side: rows of images, columns of methods.",
     "convert": "Write the explainer of a model as an ONNX file.",
     "inspect": "Show a model's nodes, the rule of each, and what is unsupported.",
+    "evaluate": "Measure what the maps are worth on labelled images.",
     "check": "Check an explainer: conservation, the model's outputs, float64.",
     "export": "Export a torchvision classifier as ONNX.",
 }

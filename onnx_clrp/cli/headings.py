@@ -8,6 +8,14 @@ import click
 
 _HEADINGS: Mapping[str, Sequence[str]] = {
     "Options": (),
+    "The data": (
+        *("format", "annotations", "images", "split", "units"),
+        *("synsets", "classes", "limit"),
+    ),
+    "What is measured": (
+        *("experiments", "patches", "probability", "tolerance", "steps"),
+        *("most_objects", "batch", "seed", "largest", "only_right"),
+    ),
     "What is explained": ("target", "top", "labels", "layer", "neuron", "top_neurons", "at"),
     "Method": (
         *("method", "contrast", "difference", "signed"),

@@ -1,0 +1,259 @@
+"""`evaluate`: the paper's experiments over a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from onnx_clrp.cli import options as common
+from onnx_clrp.cli.headings import Headed
+from onnx_clrp.cli.output import counted, notice, print_json, print_table
+from onnx_clrp.errors import UsageError
+from onnx_clrp.evaluate.settings import EXPERIMENTS, PROBABILITIES, USUAL_METHODS, Settings
+
+if TYPE_CHECKING:
+    import onnx
+
+    from onnx_clrp.compiler import Options
+    from onnx_clrp.evaluate.dataset import Dataset
+    from onnx_clrp.evaluate.statistics import Estimate
+    from onnx_clrp.evaluate.summary import Summary
+
+_NEEDS = "evaluate needs further libraries: pip install 'onnx-clrp[evaluate]'"
+_SHOWN = (0.1, 0.3, 0.5, 0.7, 0.9)
+"""Shares of the energy that the printed table has, of all that are swept."""
+
+_data_options = common.together(
+    click.option(
+        "--format",
+        metavar="NAME",
+        help="folder, ilsvrc, voc, coco or manifest; told from what is there.",
+    ),
+    click.option(
+        "--annotations",
+        multiple=True,
+        type=click.Path(path_type=Path),
+        help="Where the boxes are: a folder of XML, or a JSON or CSV file.",
+    ),
+    click.option(
+        "--images",
+        type=click.Path(path_type=Path),
+        help="The folder of pictures, if DATA is a file.",
+    ),
+    click.option("--split", metavar="NAME", help="The split, of data sets that have several."),
+    click.option(
+        "--units",
+        type=click.Choice(["pixels", "fractions"]),
+        help="Of the boxes in a file of your own.",
+    ),
+    click.option(
+        "--synsets",
+        type=click.Path(path_type=Path),
+        help="WordNet ids in the order of the model's classes.",
+    ),
+    click.option(
+        "--classes",
+        type=click.Path(path_type=Path),
+        help='Which classes stand for a name of the data set: {"zebra": [340], …}.',
+    ),
+    click.option(
+        "--limit", type=click.IntRange(min=1), metavar="N", help="N pictures drawn at random."
+    ),
+)
+_experiment_options = common.together(
+    click.option(
+        "--experiment",
+        "experiments",
+        multiple=True,
+        type=click.Choice(EXPERIMENTS),
+        help=f"May be given several times.  [default: {', '.join(Settings.experiments)}]",
+    ),
+    click.option(
+        "--patch",
+        "patches",
+        multiple=True,
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Side of the patch that ablation replaces; may be given several times."
+        f"  [default: {', '.join(map(str, Settings.patches))}]",
+    ),
+    click.option(
+        "--probability",
+        type=click.Choice(PROBABILITIES),
+        default=Settings.probability,
+        show_default=True,
+        help="What makes a probability of the scores.",
+    ),
+    click.option(
+        "--tolerance",
+        type=click.IntRange(min=0),
+        default=Settings.tolerance,
+        show_default=True,
+        metavar="N",
+        help="Pixels that a peak may lie beside the box.",
+    ),
+    click.option(
+        "--steps",
+        type=click.IntRange(min=2),
+        default=Settings.steps,
+        show_default=True,
+        metavar="N",
+        help="Steps of a deletion or insertion curve.",
+    ),
+    click.option(
+        "--objects",
+        "most_objects",
+        type=click.IntRange(min=1),
+        default=Settings.most_objects,
+        show_default=True,
+        metavar="N",
+        help="Objects of a picture that are explained at most.",
+    ),
+    click.option(
+        "--batch",
+        type=click.IntRange(min=1),
+        default=Settings.batch,
+        show_default=True,
+        metavar="N",
+        help="Pictures that are explained together.",
+    ),
+    click.option(
+        "--seed", type=click.IntRange(min=0), default=Settings.seed, show_default=True, metavar="N"
+    ),
+    click.option(
+        "--largest",
+        type=click.FloatRange(0, 1, min_open=True),
+        metavar="SHARE",
+        help="Average only objects whose boxes cover at most that share of the picture.",
+    ),
+    click.option("--only-right", is_flag=True, help="Average only targets with the highest score."),
+)
+
+
+@click.command("evaluate", cls=Headed)
+@common.model_argument
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("evaluation"),
+    show_default=True,
+    help="The folder for the results; one that was broken off is gone on with.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+@_data_options
+@_experiment_options
+@common.methods_option(", ".join(USUAL_METHODS))
+@common.labels_option
+@common.device_option
+@common.rules_options
+@common.graph_options
+@common.preprocessing_options
+def command(data: Path, out: Path, as_json: bool, **given: Any) -> None:
+    """Measure what MODEL's maps are worth on DATA, images with the classes of what is in them.
+
+    DATA is a folder with a folder for each class, a folder of ILSVRC, Pascal VOC or COCO, or a
+    CSV or JSON file of images, labels and boxes. The experiments are those of the paper: whether
+    the map points at the object, what the patch at its maximum is worth to the score, and how it
+    tells two classes of a picture apart.
+    """
+    try:
+        import pyarrow  # noqa: F401  (what comes next needs it)
+
+        from onnx_clrp.evaluate.run import evaluate
+        from onnx_clrp.evaluate.summary import Summary
+    except ModuleNotFoundError as error:
+        raise UsageError(_NEEDS) from error
+    from onnx_clrp.model import load
+
+    narrow = {key: given.pop(key) for key in ("largest", "only_right")}
+    settings = _settings(given)
+    device, proto = given.pop("device"), load(given.pop("model"))
+    source = {key: given.pop(key) for key in _SOURCE}
+    options = common.graph_choices(proto, given)
+    dataset = _dataset(proto, data, options, settings.seed, **source)
+    with counted() as watch:
+        notes = evaluate(proto, dataset, out, settings, device=device, options=options, watch=watch)
+    for note in (*dataset.notes, *notes):
+        notice(note)
+    summary = Summary(out, **narrow)
+    if as_json:
+        print_json(summary.to_json())
+    else:
+        _print(summary, out)
+
+
+_SOURCE = (
+    *("format", "annotations", "images", "split", "units"),
+    *("synsets", "classes", "limit", "labels"),
+)
+
+
+def _dataset(
+    proto: onnx.ModelProto,
+    data: Path,
+    options: Options,
+    seed: int,
+    *,
+    synsets: Path | None,
+    classes: Path | None,
+    limit: int | None,
+    labels: Path | None,
+    **source: Any,
+) -> Dataset:
+    """The data set, with the model's classes for what is in it."""
+    from onnx_clrp.evaluate.classes import read_classes, read_synsets
+    from onnx_clrp.evaluate.readers import open_dataset
+    from onnx_clrp.program import read_program, reading
+
+    program = read_program(proto, **reading(options))
+    ids = synsets or labels
+    dataset = open_dataset(
+        data,
+        count=program.classes,
+        classes=None if classes is None else read_classes(classes),
+        labels=common.labels_of(program, labels),
+        synsets=None if ids is None else read_synsets(ids),
+        **source,
+    )
+    return dataset if limit is None else dataset.subset(limit, seed)
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    """The settings that were given, and the usual ones for all others."""
+    names = (
+        *("experiments", "patches", "probability", "tolerance", "steps"),
+        *("most_objects", "batch", "seed"),
+    )
+    chosen = {name: given.pop(name) for name in names}
+    chosen["methods"] = given.pop("method")
+    return Settings(**{name: value for name, value in chosen.items() if value != ()})
+
+
+def _print(summary: Summary, out: Path) -> None:
+    for experiment in summary.settings["experiments"]:
+        columns = [m for m in summary.measures if m.experiment == experiment]
+        rows = [
+            [method, *(_text(summary.mean(m, method)) for m in columns)]
+            for method in summary.methods
+        ]
+        if columns:
+            print_table(["method", *(m.title for m in columns)], rows)
+    if "pointing" in summary.settings["experiments"]:
+        shares = [f"p = {share:g}" for share in _SHOWN]
+        swept = [[m, *map(_text, summary.sweep(m, _SHOWN))] for m in summary.methods]
+        print_table(["method", *shares], swept)
+    failed = summary.failed.num_rows
+    broken = f", {failed} could not be read" if failed else ""
+    click.echo(f"{summary.pictures} pictures, {summary.maps.num_rows} maps{broken}; in {out}")
+
+
+def _text(estimate: Estimate) -> str:
+    if estimate.mean is None:
+        return "-"
+    if estimate.low is None or estimate.high is None:
+        return f"{estimate.mean:.3g}"
+    return f"{estimate.mean:.3g} [{estimate.low:.3g}, {estimate.high:.3g}]"

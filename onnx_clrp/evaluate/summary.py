@@ -1,0 +1,203 @@
+"""What an evaluation comes to: means with intervals, curves, and methods compared in pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnx_clrp.errors import UsageError
+from onnx_clrp.evaluate.statistics import Estimate, Paired, holm, mean_interval, paired_difference
+from onnx_clrp.evaluate.store import read_header, read_table
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Values = NDArray[np.float64]
+
+SHARES = tuple(round(0.05 * i, 2) for i in range(1, 20))
+"""The sweep of p: shares of the map's energy (paper, figure 4)."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Something that is averaged over maps.
+
+    Attributes:
+        name: of the column that it is made from.
+        title: what people call it.
+        experiment: which experiment it belongs to.
+        more_is_better: is a larger value what the experiment hopes for?
+    """
+
+    name: str
+    title: str
+    experiment: str
+    more_is_better: bool = True
+
+
+def measures_of(settings: Mapping[str, Any]) -> list[Measure]:
+    """What an evaluation with these settings measures."""
+    found: list[Measure] = []
+    if "pointing" in settings["experiments"]:
+        found += [
+            Measure("pointing", "pointing game: hits", "pointing"),
+            Measure("reach", "energy before the first pixel outside", "pointing"),
+        ]
+    if "discrimination" in settings["experiments"]:
+        found += [
+            Measure("inside", "energy inside the boxes", "discrimination"),
+            Measure("in_others", "energy in other objects' boxes", "discrimination", False),
+        ]
+    if "ablation" in settings["experiments"]:
+        for side in settings["patches"]:
+            name, patch = f"drop_{side}", f"patch {side} x {side}"
+            found += [
+                Measure(name, f"drop of the score, {patch}", "ablation"),
+                Measure(f"probability_{name}", f"drop of the probability, {patch}", "ablation"),
+            ]
+    if "deletion" in settings["experiments"]:
+        found += [
+            Measure("deletion", "area under deletion", "deletion", False),
+            Measure("insertion", "area under insertion", "deletion"),
+        ]
+    return found
+
+
+class Summary:
+    """The results of a folder, ready to be shown.
+
+    Args:
+        folder: where an evaluation wrote its results.
+        level: of the intervals.
+        largest: leave out objects whose boxes cover more than this share of what the model sees.
+        only_right: leave out objects that do not have the highest score.
+
+    Raises:
+        UsageError: the folder holds no results, or nothing is left of them.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        level: float = 0.95,
+        largest: float | None = None,
+        only_right: bool = False,
+    ) -> None:
+        self.header = read_header(folder)
+        self.settings: dict[str, Any] = self.header["settings"]
+        self.methods: list[str] = self.settings["methods"]
+        self.measures = measures_of(self.settings)
+        self.level = level
+        self.pairs = read_table(folder, "pairs")
+        self.failed = read_table(folder, "failed")
+        self.maps = _kept(read_table(folder, "maps"), largest, only_right)
+        if not self.maps.num_rows:
+            raise UsageError("nothing is left to be averaged: choose less narrowly")
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures there are maps of."""
+        return len(self.maps["image"].unique())
+
+    def values(self, column: str, method: str) -> tuple[Values, NDArray[np.int64]]:
+        """A column for one method, NaN where it is empty; and a number for each picture."""
+        return _column(self.maps, column, method)
+
+    def mean(self, measure: Measure, method: str) -> Estimate:
+        """The mean over pictures and targets, with its interval."""
+        values, groups = self.values(measure.name, method)
+        return self._estimate(values, groups)
+
+    def sweep(self, method: str, shares: Sequence[float] = SHARES) -> list[Estimate]:
+        """How often the smallest set with a share p of the energy lies in the box (figure 4)."""
+        reach, groups = self.values("reach", method)
+        hits = [np.where(np.isnan(reach), np.nan, reach >= share) for share in shares]
+        return [self._estimate(values, groups) for values in hits]
+
+    def alike(self, method: str) -> dict[str, Estimate]:
+        """How alike the maps of two objects of one picture are (figure 3 as a number)."""
+        found = {}
+        for column in ("cosine", "rank_correlation"):
+            values, groups = _column(self.pairs, column, method)
+            found[column] = self._estimate(values, groups)
+        return found
+
+    def compared(self, measure: Measure, reference: str) -> dict[str, Paired]:
+        """What each other method has over a reference on the same maps; p after Holm."""
+        theirs, groups = self.values(measure.name, reference)
+        others = [m for m in self.methods if m != reference]
+        made = [
+            paired_difference(
+                self.values(measure.name, m)[0],
+                theirs,
+                groups=groups,
+                level=self.level,
+                seed=self.settings["seed"],
+            )
+            for m in others
+        ]
+        return dict(zip(others, _after_holm(made), strict=True))
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it, for machines."""
+        tables = {
+            m.name: {"title": m.title, "means": {x: _json(self.mean(m, x)) for x in self.methods}}
+            for m in self.measures
+        }
+        swept = "pointing" in self.settings["experiments"]
+        return {
+            **self.header,
+            "pictures": self.pictures,
+            "failed": self.failed.num_rows,
+            "level": self.level,
+            "measures": tables,
+            **({"shares": SHARES, "sweep": self._swept} if swept else {}),
+            **({"alike": self._alike} if self.pairs.num_rows else {}),
+        }
+
+    @cached_property
+    def _swept(self) -> dict[str, Any]:
+        return {m: [_json(e) for e in self.sweep(m)] for m in self.methods}
+
+    @cached_property
+    def _alike(self) -> dict[str, Any]:
+        return {m: {k: _json(e) for k, e in self.alike(m).items()} for m in self.methods}
+
+    def _estimate(self, values: Values, groups: NDArray[np.int64]) -> Estimate:
+        return mean_interval(values, groups=groups, level=self.level, seed=self.settings["seed"])
+
+
+def _kept(maps: pa.Table, largest: float | None, only_right: bool) -> pa.Table:
+    """The rows of maps that are averaged."""
+    import pyarrow.compute as pc
+
+    if largest is not None:
+        maps = maps.filter(pc.less_equal(maps["area"], largest))
+    return maps.filter(pc.equal(maps["rank"], 0)) if only_right else maps
+
+
+def _column(table: pa.Table, column: str, method: str) -> tuple[Values, NDArray[np.int64]]:
+    """A column of one method's rows as numbers, and a number for each row's picture."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    rows = table.filter(pc.equal(table["method"], method))
+    values = rows[column].cast(pa.float64()).to_numpy(zero_copy_only=False)
+    groups = pc.index_in(rows["image"], rows["image"].unique()).to_numpy()
+    return values.astype(np.float64), groups.astype(np.int64)
+
+
+def _after_holm(found: Sequence[Paired]) -> list[Paired]:
+    corrected = holm([each.p for each in found])
+    return [replace(each, p=p) for each, p in zip(found, corrected, strict=True)]
+
+
+def _json(estimate: Estimate) -> dict[str, Any]:
+    return asdict(estimate)
