@@ -29,7 +29,8 @@ from onnx_clrp.evaluate import run as runs
 from onnx_clrp.evaluate.dataset import Box, Object, Sample
 from onnx_clrp.evaluate.run import evaluate
 from onnx_clrp.evaluate.scorer import Scorer
-from onnx_clrp.evaluate.settings import EXPERIMENTS, Settings
+from onnx_clrp.evaluate.settings import EXPERIMENTS as ALL
+from onnx_clrp.evaluate.settings import Settings
 from onnx_clrp.evaluate.store import read_table
 from onnx_clrp.evaluate.summary import SHARES, Summary
 
@@ -38,6 +39,8 @@ Array = NDArray[Any]
 FOLDER = Path(__file__).resolve().parents[1] / "exported_models"
 DIGITS, SCENES = FOLDER / "digits.onnx", FOLDER / "scenes"
 SIDE = 64
+EXPERIMENTS = tuple(name for name in ALL if name != "neurons")
+"""Those of classes; `test_evaluate_neurons` has the other one."""
 
 
 class Pictures(list[Sample]):

@@ -18,10 +18,11 @@ from onnx_clrp.errors import UsageError
 from onnx_clrp.evaluate import measures
 from onnx_clrp.evaluate.dataset import Object, Sample
 from onnx_clrp.evaluate.geometry import mask_of, visible
+from onnx_clrp.evaluate.neurons import Neurons
+from onnx_clrp.evaluate.patches import mixed, patched
 from onnx_clrp.evaluate.scorer import Scorer
-from onnx_clrp.evaluate.settings import Settings
+from onnx_clrp.evaluate.settings import Settings, fitting
 from onnx_clrp.image import Picture, Preprocessing
-from onnx_clrp.methods import METHODS
 from onnx_clrp.program import reading
 from onnx_clrp.runtime import Explainer
 
@@ -108,9 +109,12 @@ class Judge:
         self.settings = settings
         self.scorer = Scorer(model, device=device, **reading(options))
         self.explainers = {
-            name: Explainer(model, device=device, **_fitting(options, name))
+            name: Explainer(model, device=device, **fitting(options, name))
             for name in settings.methods
         }
+        self.neurons: Neurons | None = None
+        if settings.wants("neurons"):
+            self.neurons = Neurons(model, settings, device, options)
         first = next(iter(self.explainers.values()))
         if first.preprocessing is None:
             raise UsageError("say how pictures become the model's input: a preset, mean and std, …")
@@ -121,32 +125,29 @@ class Judge:
         """What was assumed, each once."""
         return [*dict.fromkeys(note for e in self.explainers.values() for note in e.notes)]
 
-    def rows(self, pictures: Sequence[Loaded], mean: Floats | None) -> tuple[list[Row], list[Row]]:
-        """Rows of maps, and of pairs of maps of one picture.
+    def rows(self, pictures: Sequence[Loaded], mean: Floats | None) -> dict[str, list[Row]]:
+        """The rows of maps, of pairs of maps of one picture, and of neurons, by their table.
 
         Args:
             pictures: of one batch.
-            mean: the mean input of the data set `[...]`, which ablation puts in a patch's place.
+            mean: the mean input of the data set `[...]`, which takes the place of pixels.
         """
         case = Batch(self, pictures, mean)
-        maps: list[Row] = []
-        pairs: list[Row] = []
+        made: dict[str, list[Row]] = {"maps": [], "pairs": []}
         for method, explainer in self.explainers.items():
             result = explainer.explain(case.inputs, case.targets)
             heatmaps = result.heatmap()
             for i, asked in enumerate(case.asked):
-                made = heatmaps[i, : len(asked)]
-                maps += case.judged(i, method, made)
-                pairs += case.compared(i, method, made)
-        return maps, pairs
-
-
-def _fitting(options: Options, method: str) -> Options:
-    """The options for a method: rules are for those that take them."""
-    fitting: Options = {**options, "method": method}
-    if not METHODS[method].of_relevance:
-        fitting |= {"rules": "default", "rules_for": None, "avg_pool": None, "max_pool": None}
-    return fitting
+                found = heatmaps[i, : len(asked)]
+                made["maps"] += case.judged(i, method, found)
+                made["pairs"] += case.compared(i, method, found)
+        if self.neurons is not None:
+            assert mean is not None  # settings that want neurons need it
+            keys = [p.sample.key for p in pictures]
+            made["neurons"] = [
+                *self.neurons.rows(keys, case.inputs, mean, self.preprocessing.layout)
+            ]
+        return made
 
 
 class Batch:
@@ -154,6 +155,7 @@ class Batch:
 
     def __init__(self, judge: Judge, pictures: Sequence[Loaded], mean: Floats | None) -> None:
         self._judge, self._settings, self._mean = judge, judge.settings, mean
+        self._layout = judge.preprocessing.layout
         self.pictures = pictures
         self.inputs: NDArray[Any] = judge.preprocessing.batch(p.picture for p in pictures)
         self._logits = judge.scorer.logits(self.inputs).astype(np.float64)
@@ -228,7 +230,7 @@ class Batch:
         assert self._mean is not None  # whoever asks for ablation has it
         places = [measures.peak(h) for h in heatmaps]
         changed = [
-            self._patched(i, place, side)
+            patched(self.inputs[i], self._mean, place, side, self._layout)
             for place in places
             if place is not None
             for side in self._settings.patches
@@ -241,18 +243,6 @@ class Batch:
             )
         )
         return [np.zeros((0, 0), np.float32) if p is None else next(scores) for p in places]
-
-    def _patched(self, i: int, place: tuple[int, int], side: int) -> NDArray[Any]:
-        height, width = self.pictures[i].picture.shape[:2]
-        rows, columns = measures.patch((height, width), place, side)
-        channels_first = self._judge.preprocessing.layout == "NCHW"
-        where: tuple[Any, ...] = (slice(None), rows, columns)
-        if not channels_first:
-            where = (rows, columns, slice(None))
-        assert self._mean is not None
-        changed: NDArray[Any] = self.inputs[i].copy()
-        changed[where] = self._mean[where]
-        return changed
 
     def _drops(self, i: int, target: int, scores: Floats) -> Row:
         """What the score loses, for every side of the patch."""
@@ -278,24 +268,11 @@ class Batch:
             ("deletion", self.inputs[i], blank),
             ("insertion", blank, self.inputs[i]),
         ):
-            stages = np.stack([self._mixed(start, end, order[:n]) for n in counts])
+            stages = np.stack([mixed(start, end, order[:n], self._layout) for n in counts])
             scores = self._judge.scorer.logits(stages).astype(np.float64)
             shown = probabilities(scores, self._settings.probability)[:, target]
             found[name] = measures.curve_area(shown, fractions)
         return found
-
-    def _mixed(
-        self, start: NDArray[Any], end: NDArray[Any], pixels: NDArray[np.int64]
-    ) -> NDArray[Any]:
-        """One input with some pixels of another."""
-        mixed: NDArray[Any] = start.copy()
-        if self._judge.preprocessing.layout == "NCHW":
-            flat, source = (x.reshape(x.shape[0], -1) for x in (mixed, end))
-            flat[:, pixels] = source[:, pixels]
-        else:
-            flat, source = (x.reshape(-1, x.shape[-1]) for x in (mixed, end))
-            flat[pixels] = source[pixels]
-        return mixed
 
 
 def probabilities(logits: NDArray[np.float64], kind: str) -> NDArray[np.float64]:

@@ -6,15 +6,22 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from onnx_clrp.errors import UsageError
 from onnx_clrp.methods import METHODS
 
-EXPERIMENTS = ("pointing", "ablation", "discrimination", "deletion")
-"""Where the peak lies; what its patch is worth; two classes of a picture; curves of scores."""
+if TYPE_CHECKING:
+    from onnx_clrp.compiler import Options
+
+EXPERIMENTS = ("pointing", "ablation", "discrimination", "deletion", "neurons")
+"""Where the peak lies; what its patch is worth; two classes of a picture; curves of scores; and
+whose patch is whose among the neurons of a layer."""
 
 PROBABILITIES = ("softmax", "sigmoid")
+
+ENGINES = ("local", "ray")
+"""This process, or the workers of a Ray cluster."""
 
 USUAL_METHODS = ("random", "gradient", "guided_backprop", "lrp", "clrp1", "clrp2")
 """Those that the paper compares (section 5)."""
@@ -32,6 +39,8 @@ class Settings:
         probability: what makes a probability of the scores: `"softmax"` of all classes, or
             `"sigmoid"` of each by itself.
         steps: into how many steps a deletion or insertion curve is cut.
+        layer: the layer whose neurons are told apart.
+        neurons: how many of them, the most active ones.
         most_objects: of how many objects a picture is explained; the first that it is labelled
             with.
         batch: how many pictures are explained together.
@@ -47,6 +56,8 @@ class Settings:
     tolerance: int = 0
     probability: str = "softmax"
     steps: int = 20
+    layer: str | None = None
+    neurons: int = 8
     most_objects: int = 4
     batch: int = 8
     seed: int = 0
@@ -58,12 +69,23 @@ class Settings:
         _refuse_others("probability", [self.probability], PROBABILITIES)
         for name in ("methods", "experiments", "patches"):
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
-        least = {"tolerance": 0, "steps": 2, "most_objects": 1, "batch": 1, "seed": 0}
+        least = {"tolerance": 0, "steps": 2, "neurons": 2}
+        least |= {"most_objects": 1, "batch": 1, "seed": 0}
         for name, low in least.items():
             if getattr(self, name) < low:
                 raise UsageError(f"{name.replace('_', ' ')} must be at least {low}")
         if not self.patches or min(self.patches) < 1:
             raise UsageError("a patch has a side of at least one pixel")
+
+        if self.wants("neurons") != (self.layer is not None):
+            raise UsageError(
+                "the experiment with neurons and the layer that they are of go together"
+            )
+
+    @property
+    def needs_mean(self) -> bool:
+        """Does something of a picture have to be replaced?"""
+        return any(map(self.wants, ("ablation", "deletion", "neurons")))
 
     def wants(self, experiment: str) -> bool:
         """Is that one of the experiments?"""
@@ -73,6 +95,20 @@ class Settings:
         """All fields, as JSON knows them."""
         fields: dict[str, Any] = json.loads(json.dumps(asdict(self)))
         return fields
+
+
+def explains_neurons(method: str) -> bool:
+    """Does the method explain neurons? Not what compares with other classes, nor what maps them."""
+    known = METHODS[method]
+    return known.fewest_classes <= 1 and not known.cam
+
+
+def fitting(options: Options, method: str) -> Options:
+    """The options of `convert` for a method: rules are for those that take them."""
+    fitted: Options = {**options, "method": method}
+    if not METHODS[method].of_relevance:
+        fitted |= {"rules": "default", "rules_for": None, "avg_pool": None, "max_pool": None}
+    return fitted
 
 
 def fingerprint(*texts: str) -> str:

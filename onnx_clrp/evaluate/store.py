@@ -157,6 +157,16 @@ def schemas_of(settings: Settings) -> dict[str, pa.Schema]:
     }
     failed = {"image": text, "reason": text}
     tables = {"maps": maps, "pairs": pairs, "failed": failed}
+    if settings.wants("neurons"):
+        tables["neurons"] = {
+            "image": text,
+            "method": text,
+            "patch_of": count,
+            "neuron": count,
+            "channel": count,
+            "activation": number,
+            "drop": number,
+        }
     return {name: pa.schema(list(columns.items())) for name, columns in tables.items()}
 
 

@@ -1,0 +1,137 @@
+"""A map must change with the model: cascading randomisation (Adebayo et al. 2018)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from onnx_clrp.compiler import Options
+from onnx_clrp.errors import UsageError
+from onnx_clrp.evaluate.measures import similarity
+from onnx_clrp.evaluate.settings import Settings, fitting
+from onnx_clrp.external import is_external
+from onnx_clrp.program import read_program, reading
+from onnx_clrp.runtime import Explainer
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A model with the weights of its last layers shuffled.
+
+    Attributes:
+        number: how many layers are.
+        layer: the one that was shuffled last; None for the model as it came.
+        model: it.
+    """
+
+    number: int
+    layer: str | None
+    model: onnx.ModelProto
+
+
+def stages(model: onnx.ModelProto, options: Options, most: int, seed: int) -> Iterator[Stage]:
+    """The model as it came, and then with one layer more shuffled each time, the last one first.
+
+    A layer is a linear map. Its weights are put in another order: they keep their distribution, so
+    that activations stay of the same size. Where there are more layers than stages are wanted,
+    several are shuffled at once, evenly many each time.
+
+    Args:
+        model: the model itself.
+        options: how it is read.
+        most: how many stages at most, beside the first.
+        seed: of the orders.
+
+    Raises:
+        UsageError: a layer has no weights of its own in the model.
+    """
+    layers = _weighted_layers(model, options)
+    rng = np.random.default_rng(seed)
+    made = copy.deepcopy(model)
+    yield Stage(0, None, made)
+    ends = np.unique(np.linspace(0, len(layers), min(most, len(layers)) + 1).round().astype(int))
+    done: set[str] = set()
+    for start, end in pairwise(ends):
+        made = copy.deepcopy(made)
+        for _, name in layers[start:end]:
+            if name not in done:  # or one that shares its weights with another would be twice
+                _shuffle(made, name, rng)
+            done.add(name)
+        yield Stage(int(end), layers[end - 1][0], made)
+
+
+def _weighted_layers(model: onnx.ModelProto, options: Options) -> list[tuple[str, str]]:
+    """The names of the linear maps, the last one first, and of the weights of each."""
+    program = read_program(copy.deepcopy(model), **reading(options))
+    weights = {t.name for t in model.graph.initializer if not is_external(t)}
+    makers = {name: node for node in model.graph.node for name in node.output}
+    found = []
+    for step in reversed(program.steps):
+        if not step.linear:
+            continue
+        node = makers.get(step.outputs[0].name)
+        known = [x for x in node.input[:2] if x in weights] if node is not None else []
+        if not known:
+            raise UsageError(
+                f"{step} cannot be randomised: the file of the model does not hold its weights as"
+                " they are"
+            )
+        found.append((str(step), known[0]))
+    return found
+
+
+def cascade(
+    model: onnx.ModelProto,
+    keys: Sequence[str],
+    inputs: NDArray[Any],
+    targets: NDArray[np.int64],
+    settings: Settings,
+    device: str,
+    options: Options,
+    most: int = 8,
+) -> Iterator[Row]:
+    """How like the map of the model as it came the maps of every stage are.
+
+    Args:
+        model: the model itself.
+        keys: of the pictures.
+        inputs: of the model, `[N, ...]`.
+        targets: a class for each, `[N]`.
+        settings: with the methods and the seed.
+        device: as for `Explainer`.
+        options: those of `convert`.
+        most: stages.
+    """
+    first: dict[str, NDArray[np.float32]] = {}
+    for stage in stages(model, options, most, settings.seed):
+        for method in settings.methods:
+            explainer = Explainer(stage.model, device=device, **fitting(options, method))
+            maps = explainer.explain(inputs, targets).heatmap()[:, 0]
+            original = first.setdefault(method, maps)
+            for key, target, one, other in zip(keys, targets, original, maps, strict=True):
+                yield {
+                    "image": key,
+                    "target": int(target),
+                    "method": method,
+                    "stage": stage.number,
+                    "layer": stage.layer,
+                    "rank_correlation": similarity(one, other).rank,
+                    "magnitude_correlation": similarity(np.abs(one), np.abs(other)).rank,
+                }
+
+
+def _shuffle(model: onnx.ModelProto, name: str, rng: np.random.Generator) -> None:
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    weights = numpy_helper.to_array(tensor)
+    shuffled = rng.permutation(weights.reshape(-1)).reshape(weights.shape)
+    tensor.CopyFrom(numpy_helper.from_array(shuffled, name))

@@ -1,0 +1,92 @@
+"""Neurons of a layer: does the patch that a map finds for one belong to that one (figure 5c)?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from onnx_clrp.compiler import Options
+from onnx_clrp.evaluate import measures
+from onnx_clrp.evaluate.patches import patched
+from onnx_clrp.evaluate.scorer import Scorer
+from onnx_clrp.evaluate.settings import Settings, explains_neurons, fitting
+from onnx_clrp.program import reading
+from onnx_clrp.runtime import Explainer
+
+Row = dict[str, Any]
+
+
+class Neurons:
+    """The most active neurons of a layer, each with the patch that a map finds for it.
+
+    Args:
+        model: the model itself.
+        settings: with the layer, and how many of its neurons.
+        device: as for `Explainer`.
+        options: those of `convert`.
+
+    Raises:
+        UsageError: the model has no such layer, or it has fewer neurons.
+    """
+
+    def __init__(
+        self, model: onnx.ModelProto, settings: Settings, device: str, options: Options
+    ) -> None:
+        chosen: Options = {**options, "layer": settings.layer}
+        self._settings = settings
+        self._scorer = Scorer(model, device=device, **reading(chosen))
+        chosen["target"] = f"top:{settings.neurons}"
+        self._explainers = {
+            name: Explainer(model, device=device, **fitting(chosen, name))
+            for name in settings.methods
+            if explains_neurons(name)
+        }
+
+    def rows(
+        self, keys: Sequence[str], inputs: NDArray[Any], mean: NDArray[np.float32], layout: str
+    ) -> Iterator[Row]:
+        """What every neuron loses by the patch of every other one, a row for each pair.
+
+        Args:
+            keys: of the pictures.
+            inputs: of the model, `[N, ...]`.
+            mean: what a patch is replaced by, `[...]`.
+            layout: of the inputs.
+        """
+        before = self._scorer.logits(inputs).astype(np.float64)
+        for method, explainer in self._explainers.items():
+            result = explainer.explain(inputs)
+            heatmaps = result.heatmap()
+            for i, key in enumerate(keys):
+                for patch_of, lost in self._lost(inputs[i], heatmaps[i], mean, layout):
+                    for j, neuron in enumerate(result.target[i]):
+                        activation = before[i, neuron]
+                        after = None if lost is None else lost[neuron]
+                        yield {
+                            "image": key,
+                            "method": method,
+                            "patch_of": patch_of,
+                            "neuron": j,
+                            "channel": int(neuron),
+                            "activation": activation,
+                            "drop": None if after is None else activation - after,
+                        }
+
+    def _lost(
+        self,
+        x: NDArray[Any],
+        heatmaps: NDArray[np.float32],
+        mean: NDArray[np.float32],
+        layout: str,
+    ) -> Iterator[tuple[int, NDArray[np.float64] | None]]:
+        """What all neurons say once the patch of each is gone; None where a map has no peak."""
+        places = [measures.peak(h) for h in heatmaps]
+        side = self._settings.patches[0]
+        changed = [patched(x, mean, p, side, layout) for p in places if p is not None]
+        scores = iter(self._scorer.logits(np.stack(changed)).astype(np.float64) if changed else ())
+        for n, place in enumerate(places):
+            yield n, None if place is None else next(scores)
