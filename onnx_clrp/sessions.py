@@ -25,8 +25,10 @@ _KNOWS_FOLDERS = (1, 21)
 """The version of ONNX Runtime from which it knows that entry."""
 
 
-_libraries: list[str] = []
+libraries: list[str] = []
 """Libraries of operators that sessions are to know."""
+
+_threads = 0
 
 
 def onnxruntime() -> Any:
@@ -57,8 +59,17 @@ def custom_operators(library: str | os.PathLike[str]) -> None:
     path = os.path.abspath(library)
     if not os.path.isfile(path):
         raise UsageError(f"{os.fspath(library)}: no library of operators of that name")
-    if path not in _libraries:
-        _libraries.append(path)
+    if path not in libraries:
+        libraries.append(path)
+
+
+def limit_threads(number: int) -> None:
+    """Let each session that is opened from now on use so many threads; 0 for every core.
+
+    For processes that share a machine, of which each would take all of it.
+    """
+    global _threads
+    _threads = number
 
 
 def open_session(model: onnx.ModelProto, device: str = "auto") -> tuple[Any, str]:
@@ -77,11 +88,12 @@ def open_session(model: onnx.ModelProto, device: str = "auto") -> tuple[Any, str
     wants_cuda = device != "cpu" and _PROVIDERS["cuda"] in there
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what it would print comes as an exception too
+    options.intra_op_num_threads = _threads
     if wants_cuda and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
     providers = [(_PROVIDERS["cuda"], _CUDA)] if wants_cuda else []
     try:
-        for library in _libraries:
+        for library in libraries:
             options.register_custom_ops_library(library)
         session = _load(ort, model, options, [*providers, _PROVIDERS["cpu"]])
     except ClrpError:

@@ -92,7 +92,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> str:
     extensions = pytest.importorskip(
         "onnxruntime_extensions", reason="a library of custom operators is needed"
     )
-    monkeypatch.setattr(sessions, "_libraries", [])
+    monkeypatch.setattr(sessions, "libraries", [])
     monkeypatch.setattr(rules, "_registry", dict(rules._registry))
     return str(extensions.get_library_path())
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import onnx
@@ -17,7 +19,7 @@ from numpy.typing import NDArray
 
 from onnx_clrp.errors import ImageError, UsageError
 from onnx_clrp.evaluate.judge import Judge, Loaded, Row, loaded
-from onnx_clrp.evaluate.settings import Settings, fingerprint
+from onnx_clrp.evaluate.settings import ENGINES, Settings, fingerprint
 from onnx_clrp.evaluate.store import Store
 from onnx_clrp.model import fingerprint as model_fingerprint
 from onnx_clrp.model import load
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
 Watch = Callable[[str, int, int], None]
 """Told what is done, and how many pictures of how many it is done with."""
+
+Tables = dict[str, list[Row]]
+"""The rows of a part, by the name of their table."""
 
 PART = 64
 """Pictures of a part: what is lost at most when an evaluation is broken off."""
@@ -42,6 +47,41 @@ class Part:
     samples: Sequence[Sample]
 
 
+class Sum(NamedTuple):
+    """What a part adds to the mean input.
+
+    Attributes:
+        total: the sum of the inputs of its pictures; None if none can be read.
+        readable: how many these are.
+        pictures: how many there are.
+    """
+
+    total: NDArray[np.float64] | None
+    readable: int
+    pictures: int
+
+
+class Engine(Protocol):
+    """Where the work on parts is done."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What was assumed about the model."""
+
+    def sums(self, todo: Iterable[Part]) -> Iterator[Sum]:
+        """What each part adds to the mean input, in the order of parts."""
+
+    def tables(
+        self, todo: Iterable[Part], mean: NDArray[np.float32] | None
+    ) -> Iterator[tuple[int, Tables]]:
+        """The number of each part and the rows of its tables, in any order.
+
+        Args:
+            todo: the parts.
+            mean: the mean input, which takes the place of pixels.
+        """
+
+
 def evaluate(
     model: str | os.PathLike[str] | bytes | onnx.ModelProto,
     dataset: Dataset,
@@ -50,12 +90,14 @@ def evaluate(
     *,
     device: str = "auto",
     options: Options | None = None,
+    engine: str = "local",
+    workers: int | None = None,
     watch: Watch = lambda *_: None,
 ) -> list[str]:
     """Explain every picture of a data set, and write what the maps are worth to a folder.
 
-    Run again with the same arguments it goes on where it was broken off; nothing is lost or
-    repeated but the pictures of the last part.
+    Run again with the same arguments it goes on where it was broken off, with either engine;
+    nothing is lost or repeated but the pictures of the parts that were being worked on.
 
     Args:
         model: the model itself, not an explainer.
@@ -66,6 +108,12 @@ def evaluate(
         settings: what is measured.
         device: as for `Explainer`.
         options: those of `convert`.
+        engine: `"local"`, or `"ray"` for the workers of a Ray cluster: that which this process is
+            connected to, or RAY_ADDRESS names, or `ray start` began on this machine; or else one
+            of this machine alone, for as long as it takes. Workers read pictures, and weights that
+            lie beside the model, under the paths that they have here.
+        workers: how many of these there are, each with sessions of its own on a CPU, or a GPU on
+            CUDA; None for as many as the cluster has.
         watch: told of the progress.
 
     Returns:
@@ -74,43 +122,76 @@ def evaluate(
     Raises:
         UsageError: the folder holds the results of another evaluation, or an option does not fit.
         ModelError: the model cannot be read, converted or run.
+        ClrpError: the Ray cluster failed.
     """
     settings, options = settings or Settings(), options or {}
+    _check_engine(engine, workers)
     proto = load(model)
-    header = _header(proto, dataset, settings, options)
-    store = Store(Path(folder), header, settings)
-    judge = Judge(proto, settings, device, options)
-    mean = None
-    if settings.wants("ablation") or settings.wants("deletion"):
-        mean = store.mean()
-        if mean is None:
-            mean = mean_input(dataset, judge.preprocessing, watch)
-            store.keep_mean(mean)
-    work = Work(judge, mean)
-    done, total = store.done, len(dataset)
-    todo = (part for part in parts(dataset) if part.number not in done)
-    for part, pictures, failed in _read_ahead(todo, judge.preprocessing):
-        store.write(part.number, {**work(pictures), "failed": failed})
-        watch("explaining", part.number * PART + len(part.samples), total)
-    return judge.notes
+    store = Store(Path(folder), header_of(proto, dataset, settings, options), settings)
+    with _opened(engine, workers, proto, settings, device, options) as chosen:
+        mean = None
+        if settings.needs_mean:
+            mean = store.mean()
+            if mean is None:
+                mean = mean_input(chosen.sums(parts(dataset)), len(dataset), watch)
+                store.keep_mean(mean)
+        done, total = store.done, len(dataset)
+        todo = (part for part in parts(dataset) if part.number not in done)
+        seen = sum(_pictures_of(number, total) for number in done)
+        for number, tables in chosen.tables(todo, mean):
+            store.write(number, tables)
+            seen += _pictures_of(number, total)
+            watch("explaining", seen, total)
+        return chosen.notes
 
 
-class Work:
-    """What is done with the pictures of a part: the tables of their rows."""
+def _check_engine(engine: str, workers: int | None) -> None:
+    if engine not in ENGINES:
+        raise UsageError(f"no engine is called {engine!r}; there are {', '.join(ENGINES)}")
+    if workers is not None and engine == "local":
+        raise UsageError("workers are those of a Ray cluster: choose the engine ray too")
+    if workers is not None and workers < 1:
+        raise UsageError(f"there must be at least one worker, not {workers}")
 
-    def __init__(self, judge: Judge, mean: NDArray[np.float32] | None) -> None:
-        self._judge, self._mean = judge, mean
 
-    def __call__(self, pictures: Sequence[Loaded]) -> dict[str, list[Row]]:
-        """The rows of their maps, and of their pairs of maps."""
-        maps: list[Row] = []
-        pairs: list[Row] = []
-        size = self._judge.settings.batch
-        for start in range(0, len(pictures), size):
-            found = self._judge.rows(pictures[start : start + size], self._mean)
-            maps += found[0]
-            pairs += found[1]
-        return {"maps": maps, "pairs": pairs}
+def _opened(
+    engine: str,
+    workers: int | None,
+    proto: onnx.ModelProto,
+    settings: Settings,
+    device: str,
+    options: Options,
+) -> AbstractContextManager[Engine]:
+    if engine == "local":
+        return nullcontext(_Here(Judge(proto, settings, device, options)))
+    from onnx_clrp.evaluate.job import Job
+    from onnx_clrp.evaluate.on_ray import opened
+
+    return opened(Job.of(proto, settings, device, options), workers)
+
+
+class _Here:
+    """This process, which decodes the pictures of the next part while it works on one."""
+
+    def __init__(self, judge: Judge) -> None:
+        self._judge = judge
+
+    @property
+    def notes(self) -> list[str]:
+        return self._judge.notes
+
+    def sums(self, todo: Iterable[Part]) -> Iterator[Sum]:
+        preprocessing = self._judge.preprocessing
+        return (sum_of(pictures, preprocessing) for pictures in decoding(todo, preprocessing))
+
+    def tables(
+        self, todo: Iterable[Part], mean: NDArray[np.float32] | None
+    ) -> Iterator[tuple[int, Tables]]:
+        for pictures in decoding(todo, self._judge.preprocessing):
+            yield pictures.part.number, tables_of(pictures, self._judge, mean)
+
+
+# -- parts -------------------------------------------------------------------------------------
 
 
 def parts(dataset: Dataset) -> Iterator[Part]:
@@ -118,7 +199,8 @@ def parts(dataset: Dataset) -> Iterator[Part]:
     waiting: list[Sample] = []
     number = 0
     for sample in dataset:
-        waiting.append(sample)
+        # Absolute, since a worker may have been started in another folder.
+        waiting.append(replace(sample, path=Path(os.path.abspath(sample.path))))
         if len(waiting) == PART:
             yield Part(number, waiting)
             number, waiting = number + 1, []
@@ -126,59 +208,101 @@ def parts(dataset: Dataset) -> Iterator[Part]:
         yield Part(number, waiting)
 
 
+def _pictures_of(number: int, total: int) -> int:
+    """How many pictures a part has, of a data set of so many."""
+    return min(PART, total - number * PART)
+
+
+class Pictures:
+    """The pictures of a part, once, in order, while threads decode those that follow.
+
+    Attributes:
+        part: the part.
+        failed: rows of those that cannot be read; all of them once every picture had its turn.
+    """
+
+    def __init__(self, part: Part, decoded: Sequence[Future[Loaded]]) -> None:
+        self.part, self.failed = part, list[Row]()
+        self._decoded = decoded
+
+    def __iter__(self) -> Iterator[Loaded]:
+        for sample, future in zip(self.part.samples, self._decoded, strict=True):
+            try:
+                picture = future.result()
+            except ImageError as error:
+                self.failed.append({"image": sample.key, "reason": str(error)})
+            else:
+                yield picture
+
+
+def decoding(todo: Iterable[Part], preprocessing: Preprocessing) -> Iterator[Pictures]:
+    """The pictures of parts, of which the next is decoded while one is worked on."""
+    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode") as pool:
+        ahead: deque[Pictures] = deque()
+        try:
+            for part in todo:
+                begun = [pool.submit(loaded, s, preprocessing) for s in part.samples]
+                ahead.append(Pictures(part, begun))
+                if len(ahead) > 1:
+                    yield ahead.popleft()
+            while ahead:
+                yield ahead.popleft()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+# -- what is done with a part ------------------------------------------------------------------
+
+
+def tables_of(pictures: Pictures, judge: Judge, mean: NDArray[np.float32] | None) -> Tables:
+    """The rows of a part: of its maps, its pairs of maps, and the pictures that cannot be read."""
+    made: Tables = {}
+    waiting = iter(pictures)
+    while batch := [*islice(waiting, judge.settings.batch)]:
+        for name, rows in judge.rows(batch, mean).items():
+            made.setdefault(name, []).extend(rows)
+    return {**made, "failed": pictures.failed}
+
+
+def sum_of(pictures: Pictures, preprocessing: Preprocessing) -> Sum:
+    """What a part adds to the mean input."""
+    total: NDArray[np.float64] | None = None
+    readable = 0
+    for one in pictures:
+        wide = preprocessing.batch([one.picture])[0].astype(np.float64)
+        total = wide if total is None else total + wide
+        readable += 1
+    return Sum(total, readable, len(pictures.part.samples))
+
+
 def mean_input(
-    dataset: Dataset, preprocessing: Preprocessing, watch: Watch = lambda *_: None
+    sums: Iterable[Sum], pictures: int, watch: Watch = lambda *_: None
 ) -> NDArray[np.float32]:
     """The mean input of a data set, at every place and channel; unreadable pictures are left out.
+
+    Args:
+        sums: what each part adds, always in the same order: rounding depends on it.
+        pictures: how many there are.
+        watch: told of the progress.
 
     Raises:
         UsageError: no picture can be read.
     """
     total: NDArray[np.float64] | None = None
-    count, seen = 0, 0
-    for _, pictures, failed in _read_ahead(parts(dataset), preprocessing):
-        for one in pictures:
-            wide = preprocessing.batch([one.picture])[0].astype(np.float64)
-            total = wide if total is None else total + wide
-        count += len(pictures)
-        seen += len(pictures) + len(failed)
-        watch("averaging", seen, len(dataset))
+    readable, seen = 0, 0
+    for part in sums:
+        if part.total is not None:
+            total = part.total if total is None else total + part.total
+        readable += part.readable
+        seen += part.pictures
+        watch("averaging", seen, pictures)
     if total is None:
         raise UsageError("no picture of the data set can be read")
-    mean: NDArray[np.float32] = (total / count).astype(np.float32)
+    mean: NDArray[np.float32] = (total / readable).astype(np.float32)
     return mean
 
 
-Read = tuple[Part, list[Loaded], list[Row]]
-
-
-def _read_ahead(todo: Iterator[Part], preprocessing: Preprocessing) -> Iterator[Read]:
-    """The parts with their pictures, of which the next is decoded while one is worked on."""
-    with ThreadPoolExecutor(max_workers=2, thread_name_prefix="decode") as pool:
-        ahead: deque[tuple[Part, list[Future[Loaded]]]] = deque()
-        try:
-            for part in todo:
-                ahead.append((part, [pool.submit(loaded, s, preprocessing) for s in part.samples]))
-                if len(ahead) > 1:
-                    yield _finished(*ahead.popleft())
-            while ahead:
-                yield _finished(*ahead.popleft())
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _finished(part: Part, futures: Sequence[Future[Loaded]]) -> Read:
-    pictures: list[Loaded] = []
-    failed: list[Row] = []
-    for sample, future in zip(part.samples, futures, strict=True):
-        try:
-            pictures.append(future.result())
-        except ImageError as error:
-            failed.append({"image": sample.key, "reason": str(error)})
-    return part, pictures, failed
-
-
-def _header(
+def header_of(
     proto: onnx.ModelProto, dataset: Dataset, settings: Settings, options: Options
 ) -> dict[str, Any]:
     """All that the results depend on, so that nobody goes on with other things."""
