@@ -11,15 +11,20 @@ from onnx_clrp.cli import options as common
 from onnx_clrp.cli.headings import Headed
 from onnx_clrp.cli.output import counted, notice, print_json, print_table
 from onnx_clrp.errors import UsageError
-from onnx_clrp.evaluate.settings import EXPERIMENTS, PROBABILITIES, USUAL_METHODS, Settings
+from onnx_clrp.evaluate.settings import (
+    ENGINES,
+    EXPERIMENTS,
+    PROBABILITIES,
+    USUAL_METHODS,
+    Settings,
+    explains_neurons,
+)
 
 if TYPE_CHECKING:
-    import onnx
-
-    from onnx_clrp.compiler import Options
     from onnx_clrp.evaluate.dataset import Dataset
     from onnx_clrp.evaluate.statistics import Estimate
     from onnx_clrp.evaluate.summary import Summary
+    from onnx_clrp.program import Program
 
 _NEEDS = "evaluate needs further libraries: pip install 'onnx-clrp[evaluate]'"
 _SHOWN = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -69,6 +74,15 @@ _experiment_options = common.together(
         multiple=True,
         type=click.Choice(EXPERIMENTS),
         help=f"May be given several times.  [default: {', '.join(Settings.experiments)}]",
+    ),
+    click.option("--layer", metavar="NAME", help="The layer of the experiment with neurons."),
+    click.option(
+        "--neurons",
+        type=click.IntRange(min=2),
+        default=Settings.neurons,
+        show_default=True,
+        metavar="N",
+        help="How many of its neurons, the most active ones.",
     ),
     click.option(
         "--patch",
@@ -144,6 +158,25 @@ _experiment_options = common.together(
     help="The folder for the results; one that was broken off is gone on with.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON for machines.")
+@click.option(
+    "--report/--no-report",
+    default=True,
+    show_default=True,
+    help="Also write report.html: tables, curves, the best and the worst maps.",
+)
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="local",
+    show_default=True,
+    help="This process, or the workers of a Ray cluster.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="How many workers of the cluster; all of them, if not said.",
+)
 @_data_options
 @_experiment_options
 @common.methods_option(", ".join(USUAL_METHODS))
@@ -152,7 +185,7 @@ _experiment_options = common.together(
 @common.rules_options
 @common.graph_options
 @common.preprocessing_options
-def command(data: Path, out: Path, as_json: bool, **given: Any) -> None:
+def command(data: Path, out: Path, as_json: bool, report: bool, **given: Any) -> None:
     """Measure what MODEL's maps are worth on DATA, images with the classes of what is in them.
 
     DATA is a folder with a folder for each class, a folder of ILSVRC, Pascal VOC or COCO, or a
@@ -161,25 +194,44 @@ def command(data: Path, out: Path, as_json: bool, **given: Any) -> None:
     tells two classes of a picture apart.
     """
     try:
-        import pyarrow  # noqa: F401  (what comes next needs it)
+        import jinja2  # noqa: F401
+        import pyarrow  # noqa: F401  (what comes next needs both)
 
+        from onnx_clrp.evaluate.report import write_report
         from onnx_clrp.evaluate.run import evaluate
         from onnx_clrp.evaluate.summary import Summary
     except ModuleNotFoundError as error:
         raise UsageError(_NEEDS) from error
     from onnx_clrp.model import load
+    from onnx_clrp.program import read_program, reading
 
     narrow = {key: given.pop(key) for key in ("largest", "only_right")}
     settings = _settings(given)
-    device, proto = given.pop("device"), load(given.pop("model"))
+    device, model = given.pop("device"), given.pop("model")
+    proto = load(model)
     source = {key: given.pop(key) for key in _SOURCE}
     options = common.graph_choices(proto, given)
-    dataset = _dataset(proto, data, options, settings.seed, **source)
+    program = read_program(proto, **reading(options))
+    dataset = _dataset(program, data, settings.seed, **source)
+    where = {key: given.pop(key) for key in ("engine", "workers")}
     with counted() as watch:
-        notes = evaluate(proto, dataset, out, settings, device=device, options=options, watch=watch)
+        notes = evaluate(
+            model, dataset, out, settings, device=device, options=options, watch=watch, **where
+        )
     for note in (*dataset.notes, *notes):
         notice(note)
     summary = Summary(out, **narrow)
+    if report:
+        path = write_report(
+            out,
+            model=model,
+            dataset=dataset,
+            device=device,
+            options=options,
+            labels=common.labels_of(program, source["labels"]),
+            **narrow,
+        )
+        notice(f"wrote {path}")
     if as_json:
         print_json(summary.to_json())
     else:
@@ -193,9 +245,8 @@ _SOURCE = (
 
 
 def _dataset(
-    proto: onnx.ModelProto,
+    program: Program,
     data: Path,
-    options: Options,
     seed: int,
     *,
     synsets: Path | None,
@@ -207,9 +258,7 @@ def _dataset(
     """The data set, with the model's classes for what is in it."""
     from onnx_clrp.evaluate.classes import read_classes, read_synsets
     from onnx_clrp.evaluate.readers import open_dataset
-    from onnx_clrp.program import read_program, reading
 
-    program = read_program(proto, **reading(options))
     ids = synsets or labels
     dataset = open_dataset(
         data,
@@ -226,7 +275,7 @@ def _settings(given: dict[str, Any]) -> Settings:
     """The settings that were given, and the usual ones for all others."""
     names = (
         *("experiments", "patches", "probability", "tolerance", "steps"),
-        *("most_objects", "batch", "seed"),
+        *("layer", "neurons", "most_objects", "batch", "seed"),
     )
     chosen = {name: given.pop(name) for name in names}
     chosen["methods"] = given.pop("method")
@@ -242,6 +291,9 @@ def _print(summary: Summary, out: Path) -> None:
         ]
         if columns:
             print_table(["method", *(m.title for m in columns)], rows)
+    if "neurons" in summary.settings["experiments"]:
+        told = [[m, _text(summary.diagonal(m))] for m in summary.methods if explains_neurons(m)]
+        print_table(["method", "neurons that lose most by their own patch"], told)
     if "pointing" in summary.settings["experiments"]:
         shares = [f"p = {share:g}" for share in _SHOWN]
         swept = [[m, *map(_text, summary.sweep(m, _SHOWN))] for m in summary.methods]

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_clrp.errors import UsageError
+from onnx_clrp.evaluate.settings import explains_neurons
 from onnx_clrp.evaluate.statistics import Estimate, Paired, holm, mean_interval, paired_difference
 from onnx_clrp.evaluate.store import read_header, read_table
 
@@ -97,6 +98,8 @@ class Summary:
         self.level = level
         self.pairs = read_table(folder, "pairs")
         self.failed = read_table(folder, "failed")
+        told = "neurons" in self.settings["experiments"]
+        self.neurons = read_table(folder, "neurons") if told else None
         self.maps = _kept(read_table(folder, "maps"), largest, only_right)
         if not self.maps.num_rows:
             raise UsageError("nothing is left to be averaged: choose less narrowly")
@@ -105,6 +108,12 @@ class Summary:
     def pictures(self) -> int:
         """How many pictures there are maps of."""
         return len(self.maps["image"].unique())
+
+    def of(self, method: str) -> pa.Table:
+        """The maps of one method: for all methods those of the same targets, in the same order."""
+        import pyarrow.compute as pc
+
+        return self.maps.filter(pc.equal(self.maps["method"], method))
 
     def values(self, column: str, method: str) -> tuple[Values, NDArray[np.int64]]:
         """A column for one method, NaN where it is empty; and a number for each picture."""
@@ -128,6 +137,35 @@ class Summary:
             values, groups = _column(self.pairs, column, method)
             found[column] = self._estimate(values, groups)
         return found
+
+    def lost(self, method: str) -> NDArray[np.float64]:
+        """What neurons lose by each other's patches, `[maps, n]`, as parts of what they said.
+
+        A row for each picture and neuron whose map found the patch; NaN where it found none. That
+        neuron's own place is `row % n` (paper, figure 5c).
+
+        Raises:
+            UsageError: the evaluation was none of neurons.
+        """
+        import pyarrow.compute as pc
+
+        if self.neurons is None:
+            raise UsageError("these results are not of the experiment with neurons")
+        rows = self.neurons.filter(pc.equal(self.neurons["method"], method))
+        drops, said = (rows[name].to_numpy(zero_copy_only=False) for name in ("drop", "activation"))
+        n = self.settings["neurons"]
+        parts = np.full(len(drops), np.nan)
+        np.divide(drops.astype(np.float64), said, out=parts, where=said.astype(np.float64) != 0)
+        return parts.reshape(-1, n)
+
+    def diagonal(self, method: str) -> Estimate:
+        """How often the neuron that a patch was found for is the one that loses most by it."""
+        lost = self.lost(method)
+        places = np.arange(len(lost)) % lost.shape[1]
+        known = ~np.isnan(lost).any(1)
+        hits = np.full(len(lost), np.nan)
+        hits[known] = lost[known].argmax(1) == places[known]
+        return self._estimate(hits, np.arange(len(lost)) // lost.shape[1])
 
     def compared(self, measure: Measure, reference: str) -> dict[str, Paired]:
         """What each other method has over a reference on the same maps; p after Holm."""
@@ -160,6 +198,7 @@ class Summary:
             "measures": tables,
             **({"shares": SHARES, "sweep": self._swept} if swept else {}),
             **({"alike": self._alike} if self.pairs.num_rows else {}),
+            **({"neurons": self._told_apart} if self.neurons is not None else {}),
         }
 
     @cached_property
@@ -169,6 +208,10 @@ class Summary:
     @cached_property
     def _alike(self) -> dict[str, Any]:
         return {m: {k: _json(e) for k, e in self.alike(m).items()} for m in self.methods}
+
+    @cached_property
+    def _told_apart(self) -> dict[str, Any]:
+        return {m: _json(self.diagonal(m)) for m in self.methods if explains_neurons(m)}
 
     def _estimate(self, values: Values, groups: NDArray[np.int64]) -> Estimate:
         return mean_interval(values, groups=groups, level=self.level, seed=self.settings["seed"])
