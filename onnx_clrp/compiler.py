@@ -20,7 +20,7 @@ from onnx_clrp.errors import UsageError
 from onnx_clrp.image import Preprocessing
 from onnx_clrp.layers import find_tensor
 from onnx_clrp.maps import relevance_maps
-from onnx_clrp.methods import Method, method_of
+from onnx_clrp.methods import METHODS, Method, method_of
 from onnx_clrp.model import PREFIX, fingerprint, load, self_contained
 from onnx_clrp.program import InputRange, Program, Reading, read_program
 from onnx_clrp.seeds import Seeds, scores_of
@@ -67,6 +67,17 @@ class Plan:
     composite: Composite
     at: Sequence[Tensor] = ()
     cam_layer: Tensor | None = None
+
+
+def fitting(options: Options, method: str, methods: Iterable[str]) -> Options:
+    """The options of one of several methods: rules are for those among them that take rules.
+
+    If none of them does, the rules stay, for `convert` to refuse.
+    """
+    fitted: Options = {**options, "method": method}
+    if not METHODS[method].of_relevance and any(METHODS[name].of_relevance for name in methods):
+        fitted |= {"rules": "default", "rules_for": None, "avg_pool": None, "max_pool": None}
+    return fitted
 
 
 def convert(

@@ -514,6 +514,20 @@ def test_a_summary_is_json(everything: Path) -> None:
     assert known["alike"]["lrp"]["cosine"]["mean"] > 0.3
 
 
+def test_rules_are_for_the_methods_that_take_them(tmp_path: Path) -> None:
+    def rows(*methods: str, rules: str) -> dict[str, list[Any]]:
+        settings = Settings(methods=methods, experiments=["pointing"])
+        folder = tmp_path / "-".join([*methods, rules])
+        evaluate(DIGITS, scenes(), folder, settings, device="cpu", options={"rules": rules})  # type: ignore[arg-type]
+        return {m: [r["reach"] for r in rows_of(folder) if r["method"] == m] for m in methods}
+
+    one, other = (rows("gradient", "lrp", rules=rules) for rules in ("default", "epsilon"))
+    assert one["gradient"] == other["gradient"]
+    assert one["lrp"] != other["lrp"]
+    with pytest.raises(UsageError, match="gradient takes no rules"):
+        rows("gradient", "grad_cam", rules="epsilon")
+
+
 @pytest.mark.parametrize(
     ("options", "reason"),
     [

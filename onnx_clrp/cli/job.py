@@ -112,9 +112,6 @@ def job_of(given: dict[str, Any], methods: Sequence[str], top: int | None = None
     return Job(explainers, first.preprocessing, targets, feeds, labels)
 
 
-_RULELESS: Options = {"rules": "default", "rules_for": None, "avg_pool": None, "max_pool": None}
-
-
 def against(method: str, score: float) -> str:
     """What is said of a map that shows evidence against its class; nothing if it does not."""
     from onnx_clrp.methods import METHODS
@@ -135,7 +132,7 @@ def _explainers(
     proto: onnx.ModelProto, asked: Asked, methods: Sequence[str], device: str, choices: Options
 ) -> list[Explainer]:
     """An explainer for each method; without any the model is one itself."""
-    from onnx_clrp.methods import METHODS
+    from onnx_clrp.compiler import fitting
     from onnx_clrp.runtime import Explainer
 
     if not methods:
@@ -146,10 +143,7 @@ def _explainers(
             raise UsageError("the model explains classes, and no neurons: convert it with --layer")
         return [made]
     explainers, names = [], dict.fromkeys(methods)
-    some = any(METHODS[name].of_relevance for name in names)
     for name in names:
-        options: Options = {**choices, **asked.options(name, names), "method": name}
-        if some and not METHODS[name].of_relevance:  # rules are for those that take them
-            options |= _RULELESS
+        options = fitting({**choices, **asked.options(name, names)}, name, names)
         explainers.append(Explainer(proto, device=device, **options))
     return explainers

@@ -13,10 +13,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from onnx_clrp.compiler import Options
+from onnx_clrp.compiler import Options, fitting
 from onnx_clrp.errors import UsageError
 from onnx_clrp.evaluate.measures import similarity
-from onnx_clrp.evaluate.settings import Settings, fitting
+from onnx_clrp.evaluate.settings import Settings
 from onnx_clrp.external import is_external
 from onnx_clrp.program import read_program, reading
 from onnx_clrp.runtime import Explainer
@@ -115,7 +115,9 @@ def cascade(
     first: dict[str, NDArray[np.float32]] = {}
     for stage in stages(model, options, most, settings.seed):
         for method in settings.methods:
-            explainer = Explainer(stage.model, device=device, **fitting(options, method))
+            explainer = Explainer(
+                stage.model, device=device, **fitting(options, method, settings.methods)
+            )
             maps = explainer.explain(inputs, targets).heatmap()[:, 0]
             original = first.setdefault(method, maps)
             for key, target, one, other in zip(keys, targets, original, maps, strict=True):

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnx_clrp.compiler import Options
+from onnx_clrp.compiler import Options, fitting
 from onnx_clrp.decoding import decoded
 from onnx_clrp.errors import UsageError
 from onnx_clrp.evaluate import measures
@@ -21,7 +21,7 @@ from onnx_clrp.evaluate.geometry import mask_of, visible
 from onnx_clrp.evaluate.neurons import Neurons
 from onnx_clrp.evaluate.patches import mixed, patched
 from onnx_clrp.evaluate.scorer import Scorer
-from onnx_clrp.evaluate.settings import Settings, fitting
+from onnx_clrp.evaluate.settings import Settings
 from onnx_clrp.image import Picture, Preprocessing
 from onnx_clrp.program import reading
 from onnx_clrp.runtime import Explainer
@@ -109,7 +109,7 @@ class Judge:
         self.settings = settings
         self.scorer = Scorer(model, device=device, **reading(options))
         self.explainers = {
-            name: Explainer(model, device=device, **fitting(options, name))
+            name: Explainer(model, device=device, **fitting(options, name, settings.methods))
             for name in settings.methods
         }
         self.neurons: Neurons | None = None

@@ -9,11 +9,11 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from onnx_clrp.compiler import Options
+from onnx_clrp.compiler import Options, fitting
 from onnx_clrp.evaluate import measures
 from onnx_clrp.evaluate.patches import patched
 from onnx_clrp.evaluate.scorer import Scorer
-from onnx_clrp.evaluate.settings import Settings, explains_neurons, fitting
+from onnx_clrp.evaluate.settings import Settings, explains_neurons
 from onnx_clrp.program import reading
 from onnx_clrp.runtime import Explainer
 
@@ -41,7 +41,7 @@ class Neurons:
         self._scorer = Scorer(model, device=device, **reading(chosen))
         chosen["target"] = f"top:{settings.neurons}"
         self._explainers = {
-            name: Explainer(model, device=device, **fitting(chosen, name))
+            name: Explainer(model, device=device, **fitting(chosen, name, settings.methods))
             for name in settings.methods
             if explains_neurons(name)
         }

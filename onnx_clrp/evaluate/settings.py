@@ -6,13 +6,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onnx_clrp.errors import UsageError
 from onnx_clrp.methods import METHODS
-
-if TYPE_CHECKING:
-    from onnx_clrp.compiler import Options
 
 EXPERIMENTS = ("pointing", "ablation", "discrimination", "deletion", "neurons")
 """Where the peak lies; what its patch is worth; two classes of a picture; curves of scores; and
@@ -76,7 +73,6 @@ class Settings:
                 raise UsageError(f"{name.replace('_', ' ')} must be at least {low}")
         if not self.patches or min(self.patches) < 1:
             raise UsageError("a patch has a side of at least one pixel")
-
         if self.wants("neurons") != (self.layer is not None):
             raise UsageError(
                 "the experiment with neurons and the layer that they are of go together"
@@ -101,14 +97,6 @@ def explains_neurons(method: str) -> bool:
     """Does the method explain neurons? Not what compares with other classes, nor what maps them."""
     known = METHODS[method]
     return known.fewest_classes <= 1 and not known.cam
-
-
-def fitting(options: Options, method: str) -> Options:
-    """The options of `convert` for a method: rules are for those that take them."""
-    fitted: Options = {**options, "method": method}
-    if not METHODS[method].of_relevance:
-        fitted |= {"rules": "default", "rules_for": None, "avg_pool": None, "max_pool": None}
-    return fitted
 
 
 def fingerprint(*texts: str) -> str:
