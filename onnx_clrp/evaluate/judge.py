@@ -19,7 +19,7 @@ from onnx_clrp.evaluate import measures
 from onnx_clrp.evaluate.dataset import Object, Sample
 from onnx_clrp.evaluate.geometry import mask_of, visible
 from onnx_clrp.evaluate.neurons import Neurons
-from onnx_clrp.evaluate.patches import mixed, patched
+from onnx_clrp.evaluate.patches import mixed, scores_without_peaks
 from onnx_clrp.evaluate.scorer import Scorer
 from onnx_clrp.evaluate.settings import Settings
 from onnx_clrp.image import Picture, Preprocessing
@@ -225,35 +225,21 @@ class Batch:
             found["in_others"] = measures.inside(heatmap, asked.others)
         return found
 
-    def _ablated(self, i: int, heatmaps: Floats) -> list[Floats]:
+    def _ablated(self, i: int, heatmaps: Floats) -> list[NDArray[np.float64] | None]:
         """The scores `[patches, C]` of a picture for each map, with its peak's patch replaced."""
         assert self._mean is not None  # whoever asks for ablation has it
-        places = [measures.peak(h) for h in heatmaps]
-        changed = [
-            patched(self.inputs[i], self._mean, place, side, self._layout)
-            for place in places
-            if place is not None
-            for side in self._settings.patches
-        ]
-        if not changed:
-            return [np.zeros((0, 0), np.float32) for _ in places]
-        scores = iter(
-            self._judge.scorer.logits(np.stack(changed)).reshape(
-                -1, len(self._settings.patches), self._judge.scorer.classes
-            )
-        )
-        return [np.zeros((0, 0), np.float32) if p is None else next(scores) for p in places]
+        how = heatmaps, self._settings.patches, self._layout
+        return scores_without_peaks(self._judge.scorer, self.inputs[i], self._mean, *how)
 
-    def _drops(self, i: int, target: int, scores: Floats) -> Row:
-        """What the score loses, for every side of the patch."""
+    def _drops(self, i: int, target: int, scores: NDArray[np.float64] | None) -> Row:
+        """What the score loses, for every side of the patch; nothing where a map has no peak."""
         found: Row = {}
-        for side, row in zip(self._settings.patches, scores, strict=False):
-            wide = row.astype(np.float64)
-            found[f"drop_{side}"] = self._logits[i, target] - wide[target]
-            found[f"probability_drop_{side}"] = (
-                self._probabilities[i, target]
-                - probabilities(wide, self._settings.probability)[target]
-            )
+        if scores is None:
+            return found
+        shares = probabilities(scores, self._settings.probability)
+        for side, score, share in zip(self._settings.patches, scores, shares, strict=True):
+            found[f"drop_{side}"] = self._logits[i, target] - score[target]
+            found[f"probability_drop_{side}"] = self._probabilities[i, target] - share[target]
         return found
 
     def _curves(self, i: int, target: int, heatmap: Floats) -> Row:

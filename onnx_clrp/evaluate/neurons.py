@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnx_clrp.compiler import Options, fitting
-from onnx_clrp.evaluate import measures
-from onnx_clrp.evaluate.patches import patched
+from onnx_clrp.evaluate.patches import scores_without_peaks
 from onnx_clrp.evaluate.scorer import Scorer
 from onnx_clrp.evaluate.settings import Settings, explains_neurons
 from onnx_clrp.program import reading
@@ -58,35 +58,22 @@ class Neurons:
             layout: of the inputs.
         """
         before = self._scorer.logits(inputs).astype(np.float64)
+        side = self._settings.patches[:1]
         for method, explainer in self._explainers.items():
             result = explainer.explain(inputs)
             heatmaps = result.heatmap()
-            for i, key in enumerate(keys):
-                for patch_of, lost in self._lost(inputs[i], heatmaps[i], mean, layout):
-                    for j, neuron in enumerate(result.target[i]):
-                        activation = before[i, neuron]
-                        after = None if lost is None else lost[neuron]
-                        yield {
-                            "image": key,
-                            "method": method,
-                            "patch_of": patch_of,
-                            "neuron": j,
-                            "channel": int(neuron),
-                            "activation": activation,
-                            "drop": None if after is None else activation - after,
-                        }
-
-    def _lost(
-        self,
-        x: NDArray[Any],
-        heatmaps: NDArray[np.float32],
-        mean: NDArray[np.float32],
-        layout: str,
-    ) -> Iterator[tuple[int, NDArray[np.float64] | None]]:
-        """What all neurons say once the patch of each is gone; None where a map has no peak."""
-        places = [measures.peak(h) for h in heatmaps]
-        side = self._settings.patches[0]
-        changed = [patched(x, mean, p, side, layout) for p in places if p is not None]
-        scores = iter(self._scorer.logits(np.stack(changed)).astype(np.float64) if changed else ())
-        for n, place in enumerate(places):
-            yield n, None if place is None else next(scores)
+            for i, (key, chosen) in enumerate(zip(keys, result.target, strict=True)):
+                after = scores_without_peaks(
+                    self._scorer, inputs[i], mean, heatmaps[i], side, layout
+                )
+                for (patch_of, lost), (j, neuron) in product(enumerate(after), enumerate(chosen)):
+                    activation = before[i, neuron]
+                    yield {
+                        "image": key,
+                        "method": method,
+                        "patch_of": patch_of,
+                        "neuron": j,
+                        "channel": int(neuron),
+                        "activation": activation,
+                        "drop": None if lost is None else activation - lost[0, neuron],
+                    }
