@@ -27,15 +27,19 @@ _NUMPY = {
 }
 
 
-def pieces(samples: Array, fixed: int | None) -> Iterator[tuple[int, Array]]:
+def pieces(samples: Array, batch: int | str | None) -> Iterator[tuple[int, Array]]:
     """Samples in pieces of the size that a model was exported with, or of a modest one.
 
-    The last piece of a fixed size is filled up with its last sample.
+    Args:
+        samples: `[N, ...]`.
+        batch: the first size of the session's input; a number is fixed, and the last piece is
+            filled up to it with its last sample.
     """
-    size = _PIECE if fixed is None else fixed
+    fixed = isinstance(batch, int)
+    size = batch if isinstance(batch, int) else _PIECE
     for start in range(0, len(samples), size):
         piece = samples[start : start + size]
-        missing = 0 if fixed is None else size - len(piece)
+        missing = size - len(piece) if fixed else 0
         yield start, np.concatenate([piece, *[piece[-1:]] * missing])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Unpack
 
@@ -194,7 +194,7 @@ class Explainer:
         wanted = self._wanted(samples, target, others)
         by_row = rows_of_samples(self._others, others, self._source, len(samples))
         outputs: dict[str, list[NDArray[Any]]] = {}
-        for start, piece in self._pieces(samples):
+        for start, piece in pieces(samples, self._source.shape[0]):
             given = {self._source.name: piece, **with_piece(others, by_row, start, piece)}
             if wanted is not None:
                 given[self._names["target"]] = filled(wanted[start : start + len(piece)], piece)
@@ -228,7 +228,7 @@ class Explainer:
     def _scores(self, samples: NDArray[Any], others: Mapping[str, NDArray[Any]]) -> Floats:
         by_row = rows_of_samples(self._others, others, self._source, len(samples))
         scores = []
-        for start, piece in self._pieces(samples):
+        for start, piece in pieces(samples, self._source.shape[0]):
             given = {self._source.name: piece, **with_piece(others, by_row, start, piece)}
             scores.append(self._run({**given, **self._nobody()}, ["logits"])["logits"])
         return np.concatenate(scores)[: len(samples)]
@@ -253,10 +253,6 @@ class Explainer:
             raise UsageError(f"the model takes [{form}], the batch is {list(samples.shape)}")
         self._range.check(samples)
         return samples.astype(dtype, copy=False)
-
-    def _pieces(self, samples: NDArray[Any]) -> Iterator[tuple[int, NDArray[Any]]]:
-        fixed = self._source.shape[0]
-        return pieces(samples, fixed if isinstance(fixed, int) else None)
 
     def _wanted(
         self,

@@ -58,11 +58,9 @@ class Scorer:
 
     def logits(self, batch: NDArray[Any]) -> Floats:
         """The class scores `[N, C]` of inputs `[N, ...]`."""
-        fixed = self._source.shape[0]
-        size = fixed if isinstance(fixed, int) else None
         parts = [
             run(self._session, [self._output], {self._source.name: piece})[0]
-            for _, piece in pieces(batch, size)
+            for _, piece in pieces(batch, self._source.shape[0])
         ]
         scores: Floats = np.concatenate(parts)[: len(batch)].astype(np.float32, copy=False)
         return scores
