@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from reprlib import repr as brief
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -229,16 +229,47 @@ def _is_length(value: object) -> TypeGuard[int]:
 def _fitted(image: Image.Image, resize: int | str | None, target: tuple[int, int]) -> Image.Image:
     """The image stretched, or scaled and cropped about its centre, to (height, width)."""
     height, width = target
-    if resize == "stretch":
-        return image.resize((width, height), Image.Resampling.BILINEAR)
-    image = _trimmed(image, target)
-    size = covering(image.size, resize, target)
-    scaled = image.resize(size, Image.Resampling.BILINEAR)
-    left, top = round((scaled.width - width) / 2), round((scaled.height - height) / 2)
+    placed = placement(image.size, resize, target)
+    (x, y), (across, down), (left, top) = placed.start, placed.kept, placed.crop
+    scaled = image.crop((x, y, x + across, y + down)).resize(
+        placed.scaled, Image.Resampling.BILINEAR
+    )
     return scaled.crop((left, top, left + width, top + height))
 
 
-def covering(
+class Placement(NamedTuple):
+    """Which part of a picture becomes what the model sees, each as (horizontal, vertical) pixels.
+
+    Attributes:
+        start: where the part begins that is not dropped at once.
+        kept: its size.
+        scaled: the size that it is scaled to.
+        crop: where in that the model's view begins.
+    """
+
+    start: tuple[int, int]
+    kept: tuple[int, int]
+    scaled: tuple[int, int]
+    crop: tuple[int, int]
+
+
+def placement(
+    size: tuple[int, int], resize: int | str | None, target: tuple[int, int]
+) -> Placement:
+    """How a picture of (width, height) becomes one of `target`, (height, width)."""
+    height, width = target
+    if resize == "stretch":
+        return Placement((0, 0), size, (width, height), (0, 0))
+    # Without far ends that the crop drops anyway: a strip of 1 by 60000 would fill the memory.
+    most = 16 * min(size) * math.ceil(max(target) / min(target))
+    kept = min(size[0], most), min(size[1], most)
+    start = (size[0] - kept[0]) // 2, (size[1] - kept[1]) // 2
+    scaled = _covering(kept, resize, target)
+    crop = round((scaled[0] - width) / 2), round((scaled[1] - height) / 2)
+    return Placement(start, kept, scaled, crop)
+
+
+def _covering(
     size: tuple[int, int], resize: int | str | None, target: tuple[int, int]
 ) -> tuple[int, int]:
     """(width, height) to scale to: as `resize` says, and never less than the crop."""
@@ -250,11 +281,3 @@ def covering(
         ratios = [(round(wanted * 256 / 224), there) for wanted, there in ratios]
     wanted, there = max(ratios, key=lambda ratio: ratio[0] / ratio[1])
     return width * wanted // there, height * wanted // there
-
-
-def _trimmed(image: Image.Image, target: tuple[int, int]) -> Image.Image:
-    """Without far ends that the crop drops anyway: a strip of 1 by 60000 would fill the memory."""
-    most = 16 * min(image.size) * math.ceil(max(target) / min(target))
-    width, height = (min(length, most) for length in image.size)
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    return image.crop((left, top, left + width, top + height))

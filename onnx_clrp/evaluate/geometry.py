@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_clrp.errors import UsageError
-from onnx_clrp.image import Preprocessing, covering
+from onnx_clrp.image import Preprocessing, placement
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
@@ -105,21 +104,13 @@ class _Axis:
 
 
 def _placed(picture_size: tuple[int, int], preprocessing: Preprocessing) -> tuple[_Axis, _Axis]:
-    """The horizontal and the vertical axis, by the arithmetic of `image._fitted`."""
+    """The horizontal and the vertical axis."""
     height, width = target = preprocessing.extent()
-    if preprocessing.resize == "stretch":
-        return _Axis(width, width, 0), _Axis(height, height, 0)
-    most = 16 * min(picture_size) * math.ceil(max(target) / min(target))  # as `_trimmed` has it
-    kept = (min(picture_size[0], most), min(picture_size[1], most))
-    scaled = covering(kept, preprocessing.resize, target)
+    placed = placement(picture_size, preprocessing.resize, target)
     across, down = (
-        _Axis(
-            length=length,
-            scale=whole * size / part,
-            shift=(whole - part) // 2 * size / part + round((size - length) / 2),
-        )
-        for length, whole, part, size in zip(
-            (width, height), picture_size, kept, scaled, strict=True
+        _Axis(length, scale=whole * scaled / kept, shift=start * scaled / kept + crop)
+        for length, whole, start, kept, scaled, crop in zip(
+            (width, height), picture_size, *placed, strict=True
         )
     )
     return across, down
