@@ -1,6 +1,8 @@
 """Image files to upright RGB pictures; whatever is wrong with a file is said in one line."""
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
 
@@ -12,19 +14,18 @@ from onnx_clrp.errors import ImageError
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte of RGB, where Pillow starts to warn as well
 # Named one by one: Pillow also knows formats that start other programs (EPS) or fetch files.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
-WARNINGS = Lock()  # the filters of warnings belong to the whole process
+_WARNINGS = Lock()  # the filters of warnings belong to the whole process
 
 
 def decoded(path: str | Path) -> Image.Image:
     """An image file as an upright RGB image; any fault of the file is an ImageError."""
     name = repr(str(path))
-    refuse_non_files(Path(path), name)
     try:
-        with WARNINGS, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # damaged metadata does not concern the pixels
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                return _rgb(_upright(_within_limit(image)))
+        with opened(path) as image:
+            image.load()
+            return _rgb(_upright(image))
+    except ImageError:
+        raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         limit = min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
         reason = f"has more than {limit:,} pixels: make a smaller copy first"
@@ -39,7 +40,27 @@ def decoded(path: str | Path) -> Image.Image:
         raise ImageError(f"image {name} cannot be decoded ({reason}): save it anew") from error
 
 
-def refuse_non_files(path: Path, name: str) -> None:
+@contextmanager
+def opened(path: str | Path) -> Iterator[Image.Image]:
+    """An image file of a modest size, with its header read and no pixel of it.
+
+    Raises:
+        ImageError: it is no file with something in it.
+        DecompressionBombWarning, DecompressionBombError: it has more than `MAX_PIXELS`.
+        Exception: whatever Pillow raises where it cannot be read.
+    """
+    _refuse_non_files(Path(path), repr(str(path)))
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # damaged metadata does not concern the pixels
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with Image.open(path, formats=FORMATS) as image:
+            # A check of our own, for Pillow's can be switched off by anyone in the process.
+            if image.width * image.height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"more than {MAX_PIXELS:,} pixels")
+            yield image
+
+
+def _refuse_non_files(path: Path, name: str) -> None:
     """Says plainly what Pillow would not, and keeps it from waiting on a pipe for ever."""
     try:
         if path.is_dir():
@@ -54,14 +75,6 @@ def refuse_non_files(path: Path, name: str) -> None:
         raise ImageError(f"image {name} cannot be read: {reason}") from error
     if empty:
         raise ImageError(f"image {name} is an empty file: copy it anew")
-
-
-def _within_limit(image: Image.Image) -> Image.Image:
-    """Its own check, for Pillow's can be switched off by anyone in the process."""
-    if image.width * image.height > MAX_PIXELS:
-        raise Image.DecompressionBombError
-    image.load()
-    return image
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import ExifTags, Image
 
-from onnx_clrp.decoding import FORMATS, MAX_PIXELS, WARNINGS, refuse_non_files
+from onnx_clrp.decoding import opened
 from onnx_clrp.errors import ImageError
 
 Edges = tuple[float, float, float, float]
@@ -62,22 +61,18 @@ def read_header(path: Path) -> Header:
     Raises:
         ImageError: it is no image, or one too large to be decoded.
     """
-    name = repr(str(path))
-    refuse_non_files(path, name)
     try:
-        with WARNINGS, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:  # before EXIF, for which PNG has to be decoded
-                    raise Image.DecompressionBombError(f"more than {MAX_PIXELS:,} pixels")
-                return _stored(image, (width, height))
+        with opened(path) as image:  # by size first, since PNG has to be decoded for its EXIF
+            return _stored(image)
+    except ImageError:
+        raise
     except Exception as error:  # decoders raise anything when fed a damaged file
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ImageError(f"the size of image {name} cannot be read ({reason})") from error
+        raise ImageError(f"the size of image {str(path)!r} cannot be read ({reason})") from error
 
 
-def _stored(image: Image.Image, size: tuple[int, int]) -> Header:
+def _stored(image: Image.Image) -> Header:
+    size = image.size
     try:
         orientation = int(image.getexif().get(ExifTags.Base.Orientation, 1))
     except Exception:  # `decoded` leaves a picture as it is if its EXIF block is damaged
