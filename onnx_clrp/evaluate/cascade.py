@@ -57,7 +57,7 @@ def stages(model: onnx.ModelProto, options: Options, most: int, seed: int) -> It
     """
     layers = _weighted_layers(model, options)
     rng = np.random.default_rng(seed)
-    made = copy.deepcopy(model)
+    made = model
     yield Stage(0, None, made)
     ends = np.unique(np.linspace(0, len(layers), min(most, len(layers)) + 1).round().astype(int))
     done: set[str] = set()
@@ -72,7 +72,7 @@ def stages(model: onnx.ModelProto, options: Options, most: int, seed: int) -> It
 
 def _weighted_layers(model: onnx.ModelProto, options: Options) -> list[tuple[str, str]]:
     """The names of the linear maps, the last one first, and of the weights of each."""
-    program = read_program(copy.deepcopy(model), **reading(options))
+    program = read_program(model, **reading(options))
     weights = {t.name for t in model.graph.initializer if not is_external(t)}
     makers = {name: node for node in model.graph.node for name in node.output}
     found = []
