@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,10 +13,9 @@ import onnx
 from PIL import Image
 
 from onnx_clrp.canvas import TINY, scaled
-from onnx_clrp.decoding import decoded
 from onnx_clrp.errors import UsageError
 from onnx_clrp.evaluate.geometry import mask_of
-from onnx_clrp.evaluate.judge import Batch, Judge, Loaded, Mask, Row, loaded
+from onnx_clrp.evaluate.judge import Judge, Loaded, Mask, Row, loaded, target_of
 from onnx_clrp.evaluate.run import header_of
 from onnx_clrp.evaluate.settings import Settings
 from onnx_clrp.evaluate.summary import Summary, Values
@@ -239,7 +238,8 @@ def _example(
         heatmap = explainer.explain(batch, [target]).heatmap()[0, 0]
         picture, words = overlay(one.picture, heatmap), _words(rows[method], criterion.column)
         maps.append(Drawn(method, _address(picture), rows[method], words))
-    boxes, others = _boxes(judge, one, target)
+    scores = judge.scorer.logits(batch)[0].astype(np.float64)
+    boxes, others = _boxes(judge, one, scores, target)
     height, width = one.picture.shape[:2]
     return Example(
         value=float(criterion.values[place]),
@@ -264,17 +264,14 @@ def _words(row: Row, column: str) -> str:
     return ", ".join(words)
 
 
-def _boxes(judge: Judge, one: Loaded, target: int) -> tuple[list[Edges], list[Edges]]:
+def _boxes(
+    judge: Judge, one: Loaded, scores: Values, target: int
+) -> tuple[list[Edges], list[Edges]]:
     """The boxes of a class and of the picture's others, as the model sees them."""
-    size = decoded(one.sample.path).size
-    alone = [
-        Loaded(replace(one.sample, objects=(found,)), one.picture, (mask,), (share,))
-        for found, mask, share in zip(one.sample.objects, one.masks, one.shown, strict=True)
-    ]
     sides: tuple[list[Edges], list[Edges]] = ([], [])
-    for found, asked in zip(one.sample.objects, Batch(judge, alone, None).asked, strict=True):
-        side = sides[asked[0].target != target]
-        masks = (mask_of([box], size, judge.preprocessing) for box in found.boxes)
+    for found in one.sample.objects:
+        masks = (mask_of([box], one.size, judge.preprocessing) for box in found.boxes)
+        side = sides[target_of(found, scores) != target]
         side += [_edges(mask) for mask in masks if mask.any()]
     return sides
 

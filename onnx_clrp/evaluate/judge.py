@@ -37,12 +37,14 @@ class Loaded:
 
     Attributes:
         sample: what it was made from.
+        size: its width and height in pixels before it was scaled.
         picture: `[H, W, 3]`.
         masks: where each object of the sample is, `[H, W]`; None where that is not known.
         shown: the share of each object's boxes that the crop leaves; None likewise.
     """
 
     sample: Sample
+    size: tuple[int, int]
     picture: Picture
     masks: Sequence[Mask | None]
     shown: Sequence[float | None]
@@ -57,7 +59,7 @@ def loaded(sample: Sample, preprocessing: Preprocessing) -> Loaded:
     image = decoded(sample.path)
     places = [_placed(found, image.size, preprocessing) for found in sample.objects]
     masks, shown = zip(*places, strict=True)
-    return Loaded(sample, preprocessing.fit(image), masks, shown)
+    return Loaded(sample, image.size, preprocessing.fit(image), masks, shown)
 
 
 def _placed(
@@ -269,12 +271,16 @@ def probabilities(logits: NDArray[np.float64], kind: str) -> NDArray[np.float64]
     return np.asarray(shifted / shifted.sum(-1, keepdims=True))
 
 
+def target_of(found: Object, scores: NDArray[np.floating[Any]]) -> int:
+    """Of the classes that stand for an object the one with the highest score `[C]`."""
+    return max(found.targets, key=lambda c: (scores[c], -c))
+
+
 def _asked(picture: Loaded, scores: NDArray[np.float64], most: int) -> list[Asked]:
     """Of each object the class with the highest score among those that stand for it, each once."""
     by_target: dict[int, list[int]] = {}
     for j, found in enumerate(picture.sample.objects):
-        best = max(found.targets, key=lambda c: (scores[c], -c))
-        by_target.setdefault(best, []).append(j)
+        by_target.setdefault(target_of(found, scores), []).append(j)
     masks = {target: _union([picture.masks[j] for j in js]) for target, js in by_target.items()}
     return [
         Asked(
