@@ -164,7 +164,7 @@ def measured(folder: Path, data: Pictures | None = None, **settings: Any) -> Pat
 def reported(folder: Path, data: Pictures | None = None, **options: Any) -> Page:
     """The page of a folder, with examples."""
     with_examples = {"model": DIGITS, "dataset": data or scenes(), "device": "cpu", **options}
-    return Page(write_report(folder, **with_examples))
+    return Page(write_report(Summary(folder), **with_examples))
 
 
 @pytest.fixture(scope="module")
@@ -295,7 +295,7 @@ def test_all_settings_are_there(folder: Path, page: Page) -> None:
     summary = Summary(folder)
     (table,) = (t for t in page.tables if t.rows[0][0].text == "onnx-clrp")
     rows = {row[0].text: row[1].text for row in table.rows}
-    for name, value in summary.settings.items():
+    for name, value in summary.header["settings"].items():
         said = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
         assert rows[name.replace("_", " ")] == said
     assert rows["model, SHA-256"] == summary.header["model"]
@@ -311,7 +311,7 @@ def test_every_column_of_the_raw_results_is_explained(folder: Path, page: Page) 
 
 
 def test_fewer_maps_can_be_averaged(folder: Path) -> None:
-    text = Page(write_report(folder, largest=0.11, only_right=True)).text
+    text = Page(write_report(Summary(folder, largest=0.11, only_right=True))).text
     assert "Only objects whose boxes cover at most 11 %" in text
     assert "Only classes that the model gives its highest score" in text
     count = Summary(folder, largest=0.11, only_right=True).maps.num_rows
@@ -369,7 +369,7 @@ def test_the_same_results_give_the_same_bytes(folder: Path, tmp_path: Path) -> N
     options: dict[str, Any] = {"model": DIGITS, "device": "cpu", "examples": 1}
     paths = [tmp_path / name for name in ("a.html", "b.html")]
     for path in paths:
-        assert write_report(folder, path, dataset=scenes(), **options) == path
+        assert write_report(Summary(folder), path, dataset=scenes(), **options) == path
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
@@ -415,7 +415,7 @@ def test_whatever_comes_from_outside_stays_text(tmp_path: Path) -> None:
 
 
 def test_without_the_model_there_are_no_examples_and_the_page_says_so(folder: Path) -> None:
-    page = Page(write_report(folder))
+    page = Page(write_report(Summary(folder)))
     assert page.of("img") == []
     assert "made from the results alone" in page.text
     alone(page)
@@ -436,7 +436,7 @@ def test_one_method_is_compared_with_nothing(tmp_path: Path) -> None:
 
 
 def test_the_first_method_is_the_reference_where_clrp2_is_not_there(tmp_path: Path) -> None:
-    page = Page(write_report(measured(tmp_path, methods=["lrp", "clrp1"])))
+    page = Page(write_report(Summary(measured(tmp_path, methods=["lrp", "clrp1"]))))
     assert [*page.table_of("Each mean less that of LRP")[0].by_method()] == ["clrp1"]
 
 
@@ -469,7 +469,7 @@ def test_a_method_without_values_has_a_dash(tmp_path: Path) -> None:
     measured(tmp_path, methods=["lrp", "clrp2"])
     for column in ("reach", "inside", "drop_9"):
         changed(tmp_path, column, "lrp")
-    page = Page(write_report(tmp_path))
+    page = Page(write_report(Summary(tmp_path)))
     for experiment, place in (("pointing", 1), ("discrimination", 0), ("ablation", 2)):
         cells = page.table(f"{CAPTIONS[experiment]}: means").by_method()["lrp"]
         assert cells[place].text.startswith("\u2013 no value")
@@ -594,20 +594,20 @@ def test_what_the_results_were_not_made_with_is_refused(folder: Path) -> None:
 
 def test_half_of_what_examples_need_is_refused(folder: Path) -> None:
     with pytest.raises(UsageError, match="give both or none"):
-        write_report(folder, model=DIGITS)
+        write_report(Summary(folder), model=DIGITS)
     with pytest.raises(UsageError, match="at least 0"):
-        write_report(folder, examples=-1)
+        write_report(Summary(folder), examples=-1)
 
 
 def test_a_folder_without_results_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no results"):
-        write_report(tmp_path)
+        write_report(Summary(tmp_path))
 
 
 def test_without_jinja_the_cure_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "jinja2", None)
     with pytest.raises(UsageError, match=r"pip install 'onnx-clrp\[evaluate\]'"):
-        write_report(folder)
+        write_report(Summary(folder))
 
 
 # -- numbers as they are written ----------------------------------------------------------------

@@ -216,20 +216,19 @@ def command(data: Path, out: Path, as_json: bool, report: bool, **given: Any) ->
     where = {key: given.pop(key) for key in ("engine", "workers")}
     with counted() as watch:
         notes = evaluate(
-            model, dataset, out, settings, device=device, options=options, watch=watch, **where
+            proto, dataset, out, settings, device=device, options=options, watch=watch, **where
         )
     for note in (*dataset.notes, *notes):
         notice(note)
     summary = Summary(out, **narrow)
     if report:
         path = write_report(
-            out,
+            summary,
             model=model,
             dataset=dataset,
             device=device,
             options=options,
             labels=common.labels_of(program, source["labels"]),
-            **narrow,
         )
         notice(f"wrote {path}")
     if as_json:
@@ -283,7 +282,7 @@ def _settings(given: dict[str, Any]) -> Settings:
 
 
 def _print(summary: Summary, out: Path) -> None:
-    for experiment in summary.settings["experiments"]:
+    for experiment in summary.settings.experiments:
         columns = [m for m in summary.measures if m.experiment == experiment]
         rows = [
             [method, *(_text(summary.mean(m, method)) for m in columns)]
@@ -291,10 +290,10 @@ def _print(summary: Summary, out: Path) -> None:
         ]
         if columns:
             print_table(["method", *(m.title for m in columns)], rows)
-    if "neurons" in summary.settings["experiments"]:
+    if summary.neurons is not None:
         told = [[m, _text(summary.diagonal(m))] for m in summary.methods if explains_neurons(m)]
         print_table(["method", "neurons that lose most by their own patch"], told)
-    if "pointing" in summary.settings["experiments"]:
+    if summary.settings.wants("pointing"):
         shares = [f"p = {share:g}" for share in _SHOWN]
         swept = [[m, *map(_text, summary.sweep(m, _SHOWN))] for m in summary.methods]
         print_table(["method", *shares], swept)

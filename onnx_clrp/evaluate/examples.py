@@ -17,7 +17,6 @@ from onnx_clrp.errors import UsageError
 from onnx_clrp.evaluate.geometry import mask_of
 from onnx_clrp.evaluate.judge import Judge, Loaded, Mask, Row, loaded, target_of
 from onnx_clrp.evaluate.run import header_of
-from onnx_clrp.evaluate.settings import Settings
 from onnx_clrp.evaluate.summary import Summary, Values
 from onnx_clrp.image import Picture
 from onnx_clrp.render import minus, overlay
@@ -144,7 +143,7 @@ def refuse_others(
     Raises:
         UsageError: the model, the data set or the options are others.
     """
-    now = header_of(model, dataset, Settings(**summary.settings), options)
+    now = header_of(model, dataset, summary.settings, options)
     other = [key for key in ("model", "dataset", "options") if now[key] != summary.header[key]]
     if other:
         raise UsageError(f"the results were made with other {', '.join(other)}: give the same")
@@ -158,7 +157,7 @@ def criterion_of(summary: Summary) -> Criterion | None:
     """
     method = _PREFERRED if _PREFERRED in summary.methods else summary.methods[-1]
     columns = summary.maps.column_names
-    drop = f"drop_{max(summary.settings['patches'])}"
+    drop = f"drop_{max(summary.settings.patches)}"
     for first, less, words in (
         ("inside", "in_others", "energy inside the boxes less that in other objects' boxes"),
         (drop, None, "drop of the score by the largest patch"),
@@ -200,7 +199,7 @@ def gallery(
         UsageError: there is not a label for each class.
         ImageError: a picture cannot be read any more.
     """
-    judge = Judge(model, Settings(**summary.settings), device, options)
+    judge = Judge(model, summary.settings, device, options)
     names = labels or next(iter(judge.explainers.values())).labels
     if names is not None and len(names) != judge.scorer.classes:
         raise UsageError(f"there are {len(names)} labels, but {judge.scorer.classes} classes")

@@ -77,7 +77,7 @@ _COLUMNS = {
 
 
 def write_report(
-    folder: str | os.PathLike[str],
+    summary: Summary,
     out: str | os.PathLike[str] | None = None,
     *,
     model: str | os.PathLike[str] | bytes | onnx.ModelProto | None = None,
@@ -86,16 +86,14 @@ def write_report(
     options: Options | None = None,
     labels: Sequence[str] | None = None,
     examples: int = 4,
-    largest: float | None = None,
-    only_right: bool = False,
 ) -> Path:
     """Write what an evaluation found as one HTML page, with nothing to be fetched for it.
 
     The same results give the same bytes.
 
     Args:
-        folder: where `evaluate` wrote its results.
-        out: the file; `report.html` in that folder by default.
+        summary: the results.
+        out: the file; `report.html` in their folder by default.
         model: that of the evaluation, to make the maps of examples once more; the page calls it by
             its file's name if that is what is given. Without it there are no examples.
         dataset: that of the evaluation; likewise.
@@ -103,15 +101,13 @@ def write_report(
         options: those of the evaluation.
         labels: the names of the classes; those in the model's metadata by default.
         examples: how many pictures of each end, the most and the least convincing.
-        largest: leave out objects whose boxes cover more, as for `Summary`.
-        only_right: leave out objects that do not have the highest score.
 
     Returns:
         The file.
 
     Raises:
-        UsageError: the folder holds no results, or the model, the data set or the options are not
-            those that they were made with.
+        UsageError: the model, the data set or the options are not those that the results were made
+            with.
         ImageError: a picture of an example cannot be read any more.
         ClrpError: the file cannot be written.
     """
@@ -120,7 +116,6 @@ def write_report(
     if examples < 0:
         raise UsageError(f"examples must be at least 0, not {examples}")
     template = _template()
-    summary = Summary(Path(folder), largest=largest, only_right=only_right)
     shown: Gallery | None = None
     notes: list[str] = []
     if model is not None and dataset is not None:
@@ -138,7 +133,7 @@ def write_report(
         report=Report(summary),
         summary=summary,
         model_name=Path(model).name if isinstance(model, str | os.PathLike) else "",
-        narrowed={"largest": largest, "only right": only_right},
+        narrowed={"largest": summary.largest, "only right": summary.only_right},
         gallery=shown,
         no_gallery=_no_gallery(model is None, examples),
         notes=notes,
@@ -147,7 +142,7 @@ def write_report(
         ramp=[f"#{stop}" for stop in (*reversed(BLUES), *REDS[1:])],
         quantile=QUANTILE,
     )
-    path = Path(folder, "report.html") if out is None else Path(out)
+    path = summary.folder / "report.html" if out is None else Path(out)
     text = page.strip() + "\n"
     write_whole(path, text.encode(errors="replace"))  # a file's name need not be Unicode
     return path
@@ -288,12 +283,12 @@ class Report:
     @cached_property
     def sections(self) -> list[Section]:
         """The experiments, in the order of the paper."""
-        return [self._section(name) for name in self._summary.settings["experiments"]]
+        return [self._section(name) for name in self._summary.settings.experiments]
 
     @cached_property
     def chart(self) -> Chart | None:
         """The sweep of p; None if there is nothing to be swept."""
-        if "pointing" not in self._summary.settings["experiments"]:
+        if not self._summary.settings.wants("pointing"):
             return None
         curves = {m: self._summary.sweep(m) for m in self._summary.methods}
         known = {m: curve for m, curve in curves.items() if curve[0].mean is not None}

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onnx_clrp.errors import UsageError
-from onnx_clrp.evaluate.settings import explains_neurons
+from onnx_clrp.evaluate.settings import Settings, explains_neurons
 from onnx_clrp.evaluate.statistics import Estimate, Paired, holm, mean_interval, paired_difference
 from onnx_clrp.evaluate.store import read_header, read_table
 
@@ -42,27 +41,27 @@ class Measure:
     more_is_better: bool = True
 
 
-def measures_of(settings: Mapping[str, Any]) -> list[Measure]:
+def measures_of(settings: Settings) -> list[Measure]:
     """What an evaluation with these settings measures."""
     found: list[Measure] = []
-    if "pointing" in settings["experiments"]:
+    if settings.wants("pointing"):
         found += [
             Measure("pointing", "pointing game: hits", "pointing"),
             Measure("reach", "energy before the first pixel outside", "pointing"),
         ]
-    if "discrimination" in settings["experiments"]:
+    if settings.wants("discrimination"):
         found += [
             Measure("inside", "energy inside the boxes", "discrimination"),
             Measure("in_others", "energy in other objects' boxes", "discrimination", False),
         ]
-    if "ablation" in settings["experiments"]:
-        for side in settings["patches"]:
+    if settings.wants("ablation"):
+        for side in settings.patches:
             name, patch = f"drop_{side}", f"patch {side} x {side}"
             found += [
                 Measure(name, f"drop of the score, {patch}", "ablation"),
                 Measure(f"probability_{name}", f"drop of the probability, {patch}", "ablation"),
             ]
-    if "deletion" in settings["experiments"]:
+    if settings.wants("deletion"):
         found += [
             Measure("deletion", "area under deletion", "deletion", False),
             Measure("insertion", "area under insertion", "deletion"),
@@ -79,6 +78,13 @@ class Summary:
         largest: leave out objects whose boxes cover more than this share of what the model sees.
         only_right: leave out objects that do not have the highest score.
 
+    Attributes:
+        header: all that the results depend on, as it was written.
+        settings: what was measured.
+        methods: the methods.
+        measures: what is averaged.
+        maps, pairs, failed, neurons: the tables; no neurons where none were asked for.
+
     Raises:
         UsageError: the folder holds no results, or nothing is left of them.
     """
@@ -91,18 +97,20 @@ class Summary:
         largest: float | None = None,
         only_right: bool = False,
     ) -> None:
+        self.folder, self.largest, self.only_right = folder, largest, only_right
         self.header = read_header(folder)
-        self.settings: dict[str, Any] = self.header["settings"]
-        self.methods: list[str] = self.settings["methods"]
+        self.settings = Settings(**self.header["settings"])
+        self.methods = [*self.settings.methods]
         self.measures = measures_of(self.settings)
         self.level = level
         self.pairs = read_table(folder, "pairs")
         self.failed = read_table(folder, "failed")
-        told = "neurons" in self.settings["experiments"]
+        told = self.settings.wants("neurons")
         self.neurons = read_table(folder, "neurons") if told else None
         self.maps = _kept(read_table(folder, "maps"), largest, only_right)
         if not self.maps.num_rows:
             raise UsageError("nothing is left to be averaged: choose less narrowly")
+        self._estimates: dict[tuple[object, ...], Estimate] = {}
 
     @property
     def pictures(self) -> int:
@@ -111,9 +119,7 @@ class Summary:
 
     def of(self, method: str) -> pa.Table:
         """The maps of one method: for all methods those of the same targets, in the same order."""
-        import pyarrow.compute as pc
-
-        return self.maps.filter(pc.equal(self.maps["method"], method))
+        return _of(self.maps, method)
 
     def values(self, column: str, method: str) -> tuple[Values, NDArray[np.int64]]:
         """A column for one method, NaN where it is empty; and a number for each picture."""
@@ -122,21 +128,20 @@ class Summary:
     def mean(self, measure: Measure, method: str) -> Estimate:
         """The mean over pictures and targets, with its interval."""
         values, groups = self.values(measure.name, method)
-        return self._estimate(values, groups)
+        return self._estimate(values, groups, measure.name, method)
 
     def sweep(self, method: str, shares: Sequence[float] = SHARES) -> list[Estimate]:
         """How often the smallest set with a share p of the energy lies in the box (figure 4)."""
         reach, groups = self.values("reach", method)
-        hits = [np.where(np.isnan(reach), np.nan, reach >= share) for share in shares]
-        return [self._estimate(values, groups) for values in hits]
+        return [
+            self._estimate(np.where(np.isnan(reach), np.nan, reach >= p), groups, p, method)
+            for p in shares
+        ]
 
     def alike(self, method: str) -> dict[str, Estimate]:
         """How alike the maps of two objects of one picture are (figure 3 as a number)."""
-        found = {}
-        for column in ("cosine", "rank_correlation"):
-            values, groups = _column(self.pairs, column, method)
-            found[column] = self._estimate(values, groups)
-        return found
+        columns = ("cosine", "rank_correlation")
+        return {c: self._estimate(*_column(self.pairs, c, method), c, method) for c in columns}
 
     def lost(self, method: str) -> NDArray[np.float64]:
         """What neurons lose by each other's patches, `[maps, n]`, as parts of what they said.
@@ -147,16 +152,13 @@ class Summary:
         Raises:
             UsageError: the evaluation was none of neurons.
         """
-        import pyarrow.compute as pc
-
         if self.neurons is None:
             raise UsageError("these results are not of the experiment with neurons")
-        rows = self.neurons.filter(pc.equal(self.neurons["method"], method))
+        rows = _of(self.neurons, method)
         drops, said = (rows[name].to_numpy(zero_copy_only=False) for name in ("drop", "activation"))
-        n = self.settings["neurons"]
         parts = np.full(len(drops), np.nan)
         np.divide(drops.astype(np.float64), said, out=parts, where=said.astype(np.float64) != 0)
-        return parts.reshape(-1, n)
+        return parts.reshape(-1, self.settings.neurons)
 
     def diagonal(self, method: str) -> Estimate:
         """How often the neuron that a patch was found for is the one that loses most by it."""
@@ -165,7 +167,8 @@ class Summary:
         known = ~np.isnan(lost).any(1)
         hits = np.full(len(lost), np.nan)
         hits[known] = lost[known].argmax(1) == places[known]
-        return self._estimate(hits, np.arange(len(lost)) // lost.shape[1])
+        pictures = np.arange(len(lost)) // lost.shape[1]
+        return self._estimate(hits, pictures, "diagonal", method)
 
     def compared(self, measure: Measure, reference: str) -> dict[str, Paired]:
         """What each other method has over a reference on the same maps; p after Holm."""
@@ -177,7 +180,7 @@ class Summary:
                 theirs,
                 groups=groups,
                 level=self.level,
-                seed=self.settings["seed"],
+                seed=self.settings.seed,
             )
             for m in others
         ]
@@ -185,36 +188,38 @@ class Summary:
 
     def to_json(self) -> dict[str, Any]:
         """All of it, for machines."""
-        tables = {
-            m.name: {"title": m.title, "means": {x: _json(self.mean(m, x)) for x in self.methods}}
-            for m in self.measures
-        }
-        swept = "pointing" in self.settings["experiments"]
-        return {
+        found: dict[str, Any] = {
             **self.header,
             "pictures": self.pictures,
             "failed": self.failed.num_rows,
             "level": self.level,
-            "measures": tables,
-            **({"shares": SHARES, "sweep": self._swept} if swept else {}),
-            **({"alike": self._alike} if self.pairs.num_rows else {}),
-            **({"neurons": self._told_apart} if self.neurons is not None else {}),
+            "measures": {
+                measure.name: {
+                    "title": measure.title,
+                    "means": {m: asdict(self.mean(measure, m)) for m in self.methods},
+                }
+                for measure in self.measures
+            },
         }
+        if self.settings.wants("pointing"):
+            found["shares"] = SHARES
+            found["sweep"] = {m: [asdict(e) for e in self.sweep(m)] for m in self.methods}
+        if self.pairs.num_rows:
+            found["alike"] = {
+                m: {column: asdict(e) for column, e in self.alike(m).items()} for m in self.methods
+            }
+        if self.neurons is not None:
+            told = filter(explains_neurons, self.methods)
+            found["neurons"] = {m: asdict(self.diagonal(m)) for m in told}
+        return found
 
-    @cached_property
-    def _swept(self) -> dict[str, Any]:
-        return {m: [_json(e) for e in self.sweep(m)] for m in self.methods}
-
-    @cached_property
-    def _alike(self) -> dict[str, Any]:
-        return {m: {k: _json(e) for k, e in self.alike(m).items()} for m in self.methods}
-
-    @cached_property
-    def _told_apart(self) -> dict[str, Any]:
-        return {m: _json(self.diagonal(m)) for m in self.methods if explains_neurons(m)}
-
-    def _estimate(self, values: Values, groups: NDArray[np.int64]) -> Estimate:
-        return mean_interval(values, groups=groups, level=self.level, seed=self.settings["seed"])
+    def _estimate(self, values: Values, groups: NDArray[np.int64], *key: object) -> Estimate:
+        """The mean with its interval; for what was asked before the same, without the draws."""
+        if key not in self._estimates:
+            self._estimates[key] = mean_interval(
+                values, groups=groups, level=self.level, seed=self.settings.seed
+            )
+        return self._estimates[key]
 
 
 def _kept(maps: pa.Table, largest: float | None, only_right: bool) -> pa.Table:
@@ -226,12 +231,19 @@ def _kept(maps: pa.Table, largest: float | None, only_right: bool) -> pa.Table:
     return maps.filter(pc.equal(maps["rank"], 0)) if only_right else maps
 
 
+def _of(table: pa.Table, method: str) -> pa.Table:
+    """The rows of one method."""
+    import pyarrow.compute as pc
+
+    return table.filter(pc.equal(table["method"], method))
+
+
 def _column(table: pa.Table, column: str, method: str) -> tuple[Values, NDArray[np.int64]]:
     """A column of one method's rows as numbers, and a number for each row's picture."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    rows = table.filter(pc.equal(table["method"], method))
+    rows = _of(table, method)
     values = rows[column].cast(pa.float64()).to_numpy(zero_copy_only=False)
     groups = pc.index_in(rows["image"], rows["image"].unique()).to_numpy()
     return values.astype(np.float64), groups.astype(np.int64)
@@ -240,7 +252,3 @@ def _column(table: pa.Table, column: str, method: str) -> tuple[Values, NDArray[
 def _after_holm(found: Sequence[Paired]) -> list[Paired]:
     corrected = holm([each.p for each in found])
     return [replace(each, p=p) for each, p in zip(found, corrected, strict=True)]
-
-
-def _json(estimate: Estimate) -> dict[str, Any]:
-    return asdict(estimate)
