@@ -61,6 +61,13 @@ def table(done: Outcome) -> list[list[str]]:
 # -- help --------------------------------------------------------------------------------------
 
 
+def test_the_package_is_the_command_too() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "onnx_clrp", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("onnx-clrp, version ")
+
+
 def test_help_fits_a_terminal_and_imports_next_to_nothing() -> None:
     heavy = ("onnx", "numpy", "PIL", "onnxruntime", "rich", "matplotlib", "torch")
     code = f"""
