@@ -122,6 +122,14 @@ def test_the_examples_of_the_page_on_evaluate_run(
     assert "clrp2 6 node_Conv_65" in out
 
 
+def test_the_examples_of_the_page_on_quantus_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("quantus", reason="an optional judge of the saved maps")
+    run_page("docs/quantus.md", tmp_path, monkeypatch)
+    assert "clrp2 relevance rank 0." in capsys.readouterr().out
+
+
 def test_the_page_on_evaluate_names_each_once() -> None:
     readers = pytest.importorskip("onnx_clrp.evaluate.readers", reason="its libraries are an extra")
     for heading, known in (("Experiments", EXPERIMENTS), ("Data", readers.READERS)):
@@ -147,7 +155,7 @@ def test_every_quantised_operator_stands_in_the_table_of_what_is_read_as_another
 
 def test_every_module_stands_in_the_table_of_the_house_once() -> None:
     documented = [quoted(cells[0])[0] for cells in rows("CONTRIBUTING.md", "The house")]
-    modules = [p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__"]
+    modules = [p.stem for p in PACKAGE.glob("*.py") if not p.stem.startswith("__")]
     packages = [p.parent.name for p in PACKAGE.glob("*/__init__.py")]
     assert sorted(documented) == sorted([*modules, *packages])
 

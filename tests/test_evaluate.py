@@ -31,7 +31,7 @@ from onnx_clrp.evaluate.run import evaluate
 from onnx_clrp.evaluate.scorer import Scorer
 from onnx_clrp.evaluate.settings import EXPERIMENTS as ALL
 from onnx_clrp.evaluate.settings import Settings
-from onnx_clrp.evaluate.store import read_table
+from onnx_clrp.evaluate.store import read_table, saved_maps
 from onnx_clrp.evaluate.summary import SHARES, Summary
 
 Array = NDArray[Any]
@@ -39,8 +39,8 @@ Array = NDArray[Any]
 FOLDER = Path(__file__).resolve().parents[1] / "exported_models"
 DIGITS, SCENES = FOLDER / "digits.onnx", FOLDER / "scenes"
 SIDE = 64
-EXPERIMENTS = tuple(name for name in ALL if name != "neurons")
-"""Those of classes; `test_evaluate_neurons` has the other one."""
+EXPERIMENTS = tuple(name for name in ALL if name not in ("neurons", "cascade"))
+"""Those of classes and one model; `test_evaluate_neurons` has the others."""
 
 
 class Pictures(list[Sample]):
@@ -638,3 +638,78 @@ def test_without_its_libraries_the_command_says_what_to_install(
     done = command(tmp_path)
     assert (done.status, done.out) == (2, "")
     assert "pip install 'onnx-clrp[evaluate]'" in done.complaint
+
+
+# -- the maps themselves ---------------------------------------------------------------------------
+
+
+def test_maps_that_are_kept_are_those_of_the_explainer(tmp_path: Path) -> None:
+    rows = evaluated(
+        tmp_path, methods=["gradient", "clrp2"], experiments=["pointing"], save_maps=True
+    )
+    for method in ("gradient", "clrp2"):
+        (part,) = saved_maps(tmp_path, method)
+        ours = [row for row in rows if row["method"] == method]
+        assert part["y_batch"].tolist() == [row["target"] for row in ours]
+        explainer, places = Explainer(DIGITS, device="cpu", method=method), [*index()]
+        for n, row in enumerate(ours):
+            batch = inputs()[[places.index(row["image"])]]
+            np.testing.assert_array_equal(part["x_batch"][n], batch[0])
+            wanted = explainer.explain(batch, [row["target"]]).heatmap()[0]
+            np.testing.assert_allclose(part["a_batch"][n], wanted, atol=1e-5 * wanted.max())
+            # What metrics of localisation make of them is what we made of them.
+            heatmap, mask = part["a_batch"][n, 0].astype(np.float64), part["s_batch"][n, 0]
+            assert mask.reshape(-1)[heatmap.argmax()] == row["pointing"]
+            energy = np.maximum(heatmap, 0)
+            assert energy[mask].sum() / energy.sum() == pytest.approx(row["inside"], abs=1e-6)
+
+
+def test_quantus_takes_them(tmp_path: Path) -> None:
+    quantus = pytest.importorskip("quantus", reason="an optional judge of the saved maps")
+    rows = evaluated(tmp_path, methods=["clrp2"], experiments=["pointing"], save_maps=True)
+    hits, shares = [], []
+    for part in saved_maps(tmp_path, "clrp2", placed=True):
+        plain = {"abs": False, "normalise": False, "disable_warnings": True}
+        hits += quantus.PointingGame(**plain)(model=None, **part)
+        positive = {**part, "a_batch": np.maximum(part["a_batch"], 0)}
+        shares += quantus.RelevanceMassAccuracy(**plain)(model=None, **positive)
+    assert [bool(hit) for hit in hits] == [row["pointing"] for row in rows]
+    np.testing.assert_allclose(shares, [row["inside"] for row in rows], atol=1e-5)
+
+
+def test_targets_without_a_place_can_be_left_out(tmp_path: Path) -> None:
+    data = scenes()
+    first = data[0]
+    data[0] = Sample(first.key, first.path, tuple(Object(o.name, o.targets) for o in first.objects))
+    evaluated(tmp_path, data, experiments=["pointing"], save_maps=True)
+    (every,), (placed,) = (
+        [*saved_maps(tmp_path, "lrp", placed=placed)] for placed in (False, True)
+    )
+    assert len(every["y_batch"]) - len(placed["y_batch"]) == len(first.objects)
+    assert placed["s_batch"].any(axis=(1, 2, 3)).all()
+
+
+def test_maps_that_were_not_kept_cannot_be_read(tmp_path: Path) -> None:
+    evaluated(tmp_path, experiments=["pointing"])
+    assert not (tmp_path / "arrays").exists()
+    with pytest.raises(UsageError, match="evaluate with --save-maps"):
+        next(saved_maps(tmp_path, "lrp"))
+    evaluated(tmp_path / "other", experiments=["pointing"], save_maps=True)
+    with pytest.raises(UsageError, match="no maps of the method 'clrp2'"):
+        next(saved_maps(tmp_path / "other", "clrp2"))
+
+
+def test_the_command_keeps_maps(tmp_path: Path) -> None:
+    done = command(tmp_path, "--experiment", "pointing", "--save-maps", "--no-report")
+    assert done.status == 0, done.err
+    (part,) = saved_maps(tmp_path / "out", "clrp2")
+    assert part["a_batch"].shape == (13, 1, SIDE, SIDE)
+    with np.load(tmp_path / "out" / "arrays" / "000000.npz", allow_pickle=False) as arrays:
+        assert arrays["image"].tolist()[0] == next(iter(index()))
+
+
+def test_a_mistake_does_not_stand_in_the_way_of_its_correction(tmp_path: Path) -> None:
+    wrong = command(tmp_path, "--experiment", "neurons", "--layer", "nothing")
+    assert wrong.status == 2, wrong.err
+    assert (tmp_path / "out" / "run.json").exists()
+    assert command(tmp_path, "--experiment", "pointing", "--no-report").status == 0

@@ -16,7 +16,7 @@ pytest.importorskip("pyarrow", reason="results are Parquet")
 from test_evaluate import DIGITS, SIDE, Array, command, index, inputs
 
 from onnx_clrp import Explainer, UsageError
-from onnx_clrp.evaluate.cascade import cascade, stages
+from onnx_clrp.evaluate.cascade import Subjects, cascade, stages
 from onnx_clrp.evaluate.neurons import Neurons
 from onnx_clrp.evaluate.settings import Settings
 from onnx_clrp.evaluate.summary import Summary
@@ -154,24 +154,51 @@ def test_weights_that_are_not_in_the_file_cannot_be_shuffled() -> None:
         [*stages(model, {}, 8, 0)]
 
 
-def test_maps_become_unlike_the_first_ones() -> None:
+def subjects(*methods: str, stages: int = 2) -> Subjects:
+    """The shipped scenes, each with its first digit."""
     targets = np.array([entry["labels"][0] for entry in index().values()])
-    chosen = Settings(methods=["random", "gradient", "clrp2"])
-    rows = [*cascade(onnx.load(DIGITS), [*index()], inputs(), targets, chosen, "cpu", {}, 2)]
-    assert len(rows) == 3 * 3 * 6
-    means = {
-        (method, stage): np.mean(
-            [r["rank_correlation"] for r in rows if (r["method"], r["stage"]) == (method, stage)]
-        )
-        for method in chosen.methods
-        for stage in (0, 3, 6)
-    }
-    for method in chosen.methods:
-        assert means[method, 0] == pytest.approx(1)
+    chosen = Settings(methods=methods, stages=stages)
+    return Subjects(onnx.load(DIGITS), [*index()], inputs(), targets, chosen, "cpu")
+
+
+def test_maps_become_unlike_the_first_ones() -> None:
+    methods = ("random", "gradient", "clrp2")
+    found = {stage.number: rows for stage, rows in cascade(subjects(*methods))}
+    assert [*found] == [0, 3, 6]
+    assert all(len(rows) == 3 * 6 for rows in found.values())
+
+    def mean(method: str, number: int) -> float:
+        rows = [r["rank_correlation"] for r in found[number] if r["method"] == method]
+        return float(np.mean(rows))
+
+    for method in methods:
+        assert mean(method, 0) == pytest.approx(1)
     # Noise knows nothing of the model; of a map that does, nothing is left in the end.
-    assert means["random", 6] == pytest.approx(1)
-    assert abs(means["gradient", 6]) < 0.2
-    assert abs(means["clrp2", 6]) < 0.3
+    assert mean("random", 6) == pytest.approx(1)
+    assert abs(mean("gradient", 6)) < 0.2
+    assert abs(mean("clrp2", 6)) < 0.3
+
+
+def test_the_correlations_are_scipys() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    chosen = subjects("lrp", stages=1)
+    (_, rows) = [*cascade(chosen)][-1]
+    shuffled = [*stages(onnx.load(DIGITS), {}, 1, 0)][-1].model
+    before, after = (
+        Explainer(model, device="cpu", method="lrp").explain(chosen.inputs, chosen.targets)
+        for model in (DIGITS, shuffled)
+    )
+    for i, row in enumerate(rows):
+        one, other = before.heatmap()[i, 0].ravel(), after.heatmap()[i, 0].ravel()
+        assert row["rank_correlation"] == pytest.approx(stats.spearmanr(one, other)[0], abs=1e-6)
+        wanted = stats.spearmanr(np.abs(one), np.abs(other))[0]
+        assert row["magnitude_correlation"] == pytest.approx(wanted, abs=1e-6)
+
+
+def test_stages_that_are_done_are_left_out_and_the_others_the_same() -> None:
+    whole = {stage.number: rows for stage, rows in cascade(subjects("clrp2"))}
+    rest = {stage.number: rows for stage, rows in cascade(subjects("clrp2"), {0, 3})}
+    assert rest == {6: whole[6]}
 
 
 # -- the whole way -------------------------------------------------------------------------------
@@ -209,3 +236,47 @@ def test_other_results_have_no_neurons(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "report.html").exists()
     with pytest.raises(UsageError, match="not of the experiment with neurons"):
         summary.diagonal("clrp2")
+
+
+def test_the_command_and_its_report_have_a_cascade(tmp_path: Path) -> None:
+    words = ("--experiment", "cascade", "--stages", 2, "--shuffled-pictures", 4)
+    done = command(tmp_path, *words, "--method", "random", "--method", "lrp", "--method", "clrp2")
+    assert done.status == 0, done.err
+    summary = Summary(tmp_path / "out")
+    assert summary.cascade.num_rows == 3 * 3 * 4
+    assert not (tmp_path / "out" / "neurons").exists()
+    for method in ("random", "lrp", "clrp2"):
+        for column in ("rank_correlation", "magnitude_correlation"):
+            rows = [r for r in summary.cascade.to_pylist() if r["method"] == method]
+            found = summary.fading(method, column)
+            assert [number for number, _ in found] == [0, 3, 6]
+            for (number, layer), estimate in found.items():
+                wanted = [r[column] for r in rows if r["stage"] == number]
+                assert {r["layer"] for r in rows if r["stage"] == number} == {layer}
+                assert estimate.mean == pytest.approx(np.mean(wanted))
+                assert estimate.images == 4
+                assert f"{estimate.mean:.3g} [" in done.out
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert "share of the layers that are shuffled" in page
+    assert "Least so: <strong>LRP</strong>" in page
+    said = summary.to_json()["cascade"]["magnitude_correlation"]["lrp"]
+    assert [each["stage"] for each in said] == [0, 3, 6]
+
+
+def test_a_cascade_goes_on_where_it_was_broken_off(tmp_path: Path) -> None:
+    words = ("--experiment", "cascade", "--stages", 2, "--method", "clrp2", "--no-report")
+    assert command(tmp_path, *words).status == 0
+    stages = sorted((tmp_path / "out" / "cascade").iterdir())
+    assert [path.stem for path in stages] == ["000000", "000003", "000006"]
+    before = {path: path.read_bytes() for path in stages}
+    times = {path: path.stat().st_mtime_ns for path in stages}
+    stages[1].unlink()
+    assert command(tmp_path, *words).status == 0
+    assert {path: path.read_bytes() for path in stages} == before
+    assert {path for path in stages if path.stat().st_mtime_ns != times[path]} == {stages[1]}
+
+
+def test_a_cascade_that_was_not_asked_for_is_not_told(tmp_path: Path) -> None:
+    assert command(tmp_path, "--experiment", "pointing", "--no-report").status == 0
+    with pytest.raises(UsageError, match="not of the experiment with shuffled layers"):
+        Summary(tmp_path / "out").fading("clrp2", "rank_correlation")

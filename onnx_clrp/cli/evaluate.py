@@ -30,6 +30,11 @@ _NEEDS = "evaluate needs further libraries: pip install 'onnx-clrp[evaluate]'"
 _SHOWN = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Shares of the energy that the printed table has, of all that are swept."""
 
+_FADING = {
+    "rank correlation": "rank_correlation",
+    "of absolute values": "magnitude_correlation",
+}
+
 _data_options = common.together(
     click.option(
         "--format",
@@ -117,6 +122,22 @@ _experiment_options = common.together(
         help="Steps of a deletion or insertion curve.",
     ),
     click.option(
+        "--stages",
+        type=click.IntRange(min=1),
+        default=Settings.stages,
+        show_default=True,
+        metavar="N",
+        help="Of a cascade: how often further layers are shuffled, until all are.",
+    ),
+    click.option(
+        "--shuffled-pictures",
+        type=click.IntRange(min=1),
+        default=Settings.shuffled_pictures,
+        show_default=True,
+        metavar="N",
+        help="Pictures that a cascade explains, drawn at random.",
+    ),
+    click.option(
         "--objects",
         "most_objects",
         type=click.IntRange(min=1),
@@ -163,6 +184,11 @@ _experiment_options = common.together(
     default=True,
     show_default=True,
     help="Also write report.html: tables, curves, the best and the worst maps.",
+)
+@click.option(
+    "--save-maps",
+    is_flag=True,
+    help="Also keep every map as .npz, for tools such as Quantus: about 0.2 MB each at 224 pixels.",
 )
 @click.option(
     "--engine",
@@ -274,7 +300,8 @@ def _settings(given: dict[str, Any]) -> Settings:
     """The settings that were given, and the usual ones for all others."""
     names = (
         *("experiments", "patches", "probability", "tolerance", "steps"),
-        *("layer", "neurons", "most_objects", "batch", "seed"),
+        *("layer", "neurons", "stages", "shuffled_pictures"),
+        *("most_objects", "batch", "save_maps", "seed"),
     )
     chosen = {name: given.pop(name) for name in names}
     chosen["methods"] = given.pop("method")
@@ -293,6 +320,11 @@ def _print(summary: Summary, out: Path) -> None:
     if summary.neurons is not None:
         told = [[m, _text(summary.diagonal(m))] for m in summary.methods if explains_neurons(m)]
         print_table(["method", "neurons that lose most by their own patch"], told)
+    if summary.cascade is not None:
+        for title, column in _FADING.items():
+            fading = {m: summary.fading(m, column) for m in summary.methods}
+            heads = [f"{n} shuffled" for n, _ in next(iter(fading.values()))]
+            print_table([title, *heads], [[m, *map(_text, f.values())] for m, f in fading.items()])
     if summary.settings.wants("pointing"):
         shares = [f"p = {share:g}" for share in _SHOWN]
         swept = [[m, *map(_text, summary.sweep(m, _SHOWN))] for m in summary.methods]

@@ -14,7 +14,8 @@ _HEADINGS: Mapping[str, Sequence[str]] = {
     ),
     "What is measured": (
         *("experiments", "patches", "probability", "tolerance", "steps"),
-        *("neurons", "most_objects", "batch", "seed", "largest", "only_right"),
+        *("neurons", "stages", "shuffled_pictures", "most_objects", "batch"),
+        *("seed", "largest", "only_right"),
     ),
     "What is explained": ("target", "top", "labels", "layer", "neuron", "top_neurons", "at"),
     "Method": (

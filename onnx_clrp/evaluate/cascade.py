@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -14,14 +15,126 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from onnx_clrp.compiler import Options, fitting
-from onnx_clrp.errors import UsageError
+from onnx_clrp.errors import ImageError, UsageError
+from onnx_clrp.evaluate.judge import loaded, preprocessing_of, target_of
 from onnx_clrp.evaluate.measures import similarity
+from onnx_clrp.evaluate.scorer import Scorer
 from onnx_clrp.evaluate.settings import Settings
 from onnx_clrp.external import is_external
 from onnx_clrp.program import read_program, reading
 from onnx_clrp.runtime import Explainer
 
+if TYPE_CHECKING:
+    from onnx_clrp.evaluate.dataset import Dataset
+
 Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """What is explained by every stage.
+
+    Attributes:
+        model: the model itself.
+        keys: of the pictures.
+        inputs: of the model, `[N, ...]`.
+        targets: a class for each, `[N]`.
+        settings: with the methods, the stages and the seed.
+        device: as for `Explainer`.
+        options: those of `convert`.
+    """
+
+    model: onnx.ModelProto
+    keys: Sequence[str]
+    inputs: NDArray[Any]
+    targets: NDArray[np.int64]
+    settings: Settings
+    device: str = "auto"
+    options: Options = field(default_factory=Options)
+
+    @classmethod
+    def of(
+        cls,
+        model: onnx.ModelProto,
+        dataset: Dataset,
+        settings: Settings,
+        device: str,
+        options: Options,
+    ) -> Subjects:
+        """The pictures of a data set that can be read, each with the class of its first object.
+
+        Raises:
+            UsageError: none can be read, or the model does not say how they become its input.
+        """
+        explainer = _explainer(model, settings.methods[0], settings, device, options)
+        pictures = []
+        for sample in dataset:
+            with suppress(ImageError):  # the table of failures has it
+                pictures.append(loaded(sample, preprocessing_of(explainer)))
+        if not pictures:
+            raise UsageError("no picture that shuffled models were to explain can be read")
+        inputs = preprocessing_of(explainer).batch(p.picture for p in pictures)
+        scores = Scorer(model, device=device, **reading(options)).logits(inputs)
+        firsts = [p.sample.objects[0] for p in pictures]
+        targets = [target_of(first, row) for first, row in zip(firsts, scores, strict=True)]
+        keys = [p.sample.key for p in pictures]
+        return cls(model, keys, inputs, np.array(targets, np.int64), settings, device, options)
+
+    def maps(self, model: onnx.ModelProto) -> dict[str, NDArray[np.float32]]:
+        """Those of a stage's model `[N, H, W]`, by method."""
+        made = {}
+        for method in self.settings.methods:
+            explainer = _explainer(model, method, self.settings, self.device, self.options)
+            made[method] = explainer.explain(self.inputs, self.targets).heatmap()[:, 0]
+        return made
+
+
+def _explainer(
+    model: onnx.ModelProto, method: str, settings: Settings, device: str, options: Options
+) -> Explainer:
+    return Explainer(model, device=device, **fitting(options, method, settings.methods))
+
+
+def cascade(
+    subjects: Subjects, done: Collection[int] = frozenset()
+) -> Iterator[tuple[Stage, list[Row]]]:
+    """How like the map of the model as it came the maps of every stage are.
+
+    Args:
+        subjects: what is explained.
+        done: the numbers of stages that are left out.
+
+    Yields:
+        Each stage, with a row for each picture and method.
+    """
+    settings = subjects.settings
+    original: dict[str, NDArray[np.float32]] = {}
+    for stage in stages(subjects.model, subjects.options, settings.stages, settings.seed):
+        if stage.number in done:
+            continue
+        original = original or subjects.maps(subjects.model)
+        maps = subjects.maps(stage.model) if stage.number else original
+        yield stage, [*_compared(subjects, stage, original, maps)]
+
+
+def _compared(
+    subjects: Subjects,
+    stage: Stage,
+    original: Mapping[str, NDArray[np.float32]],
+    maps: Mapping[str, NDArray[np.float32]],
+) -> Iterator[Row]:
+    for method, found in maps.items():
+        of = subjects.keys, subjects.targets, original[method], found
+        for key, target, one, other in zip(*of, strict=True):
+            yield {
+                "image": key,
+                "target": int(target),
+                "method": method,
+                "stage": stage.number,
+                "layer": stage.layer,
+                "rank_correlation": similarity(one, other).rank,
+                "magnitude_correlation": similarity(np.abs(one), np.abs(other)).rank,
+            }
 
 
 @dataclass(frozen=True)
@@ -30,11 +143,13 @@ class Stage:
 
     Attributes:
         number: how many layers are.
+        of: how many layers there are.
         layer: the one that was shuffled last; None for the model as it came.
         model: it.
     """
 
     number: int
+    of: int
     layer: str | None
     model: onnx.ModelProto
 
@@ -58,7 +173,7 @@ def stages(model: onnx.ModelProto, options: Options, most: int, seed: int) -> It
     layers = _weighted_layers(model, options)
     rng = np.random.default_rng(seed)
     made = model
-    yield Stage(0, None, made)
+    yield Stage(0, len(layers), None, made)
     ends = np.unique(np.linspace(0, len(layers), min(most, len(layers)) + 1).round().astype(int))
     done: set[str] = set()
     for start, end in pairwise(ends):
@@ -67,7 +182,7 @@ def stages(model: onnx.ModelProto, options: Options, most: int, seed: int) -> It
             if name not in done:  # or one that shares its weights with another would be twice
                 _shuffle(made, name, rng)
             done.add(name)
-        yield Stage(int(end), layers[end - 1][0], made)
+        yield Stage(int(end), len(layers), layers[end - 1][0], made)
 
 
 def _weighted_layers(model: onnx.ModelProto, options: Options) -> list[tuple[str, str]]:
@@ -88,48 +203,6 @@ def _weighted_layers(model: onnx.ModelProto, options: Options) -> list[tuple[str
             )
         found.append((str(step), known[0]))
     return found
-
-
-def cascade(
-    model: onnx.ModelProto,
-    keys: Sequence[str],
-    inputs: NDArray[Any],
-    targets: NDArray[np.int64],
-    settings: Settings,
-    device: str,
-    options: Options,
-    most: int = 8,
-) -> Iterator[Row]:
-    """How like the map of the model as it came the maps of every stage are.
-
-    Args:
-        model: the model itself.
-        keys: of the pictures.
-        inputs: of the model, `[N, ...]`.
-        targets: a class for each, `[N]`.
-        settings: with the methods and the seed.
-        device: as for `Explainer`.
-        options: those of `convert`.
-        most: stages.
-    """
-    first: dict[str, NDArray[np.float32]] = {}
-    for stage in stages(model, options, most, settings.seed):
-        for method in settings.methods:
-            explainer = Explainer(
-                stage.model, device=device, **fitting(options, method, settings.methods)
-            )
-            maps = explainer.explain(inputs, targets).heatmap()[:, 0]
-            original = first.setdefault(method, maps)
-            for key, target, one, other in zip(keys, targets, original, maps, strict=True):
-                yield {
-                    "image": key,
-                    "target": int(target),
-                    "method": method,
-                    "stage": stage.number,
-                    "layer": stage.layer,
-                    "rank_correlation": similarity(one, other).rank,
-                    "magnitude_correlation": similarity(np.abs(one), np.abs(other)).rank,
-                }
 
 
 def _shuffle(model: onnx.ModelProto, name: str, rng: np.random.Generator) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -117,10 +117,7 @@ class Judge:
         self.neurons: Neurons | None = None
         if settings.wants("neurons"):
             self.neurons = Neurons(model, settings, device, options)
-        first = next(iter(self.explainers.values()))
-        if first.preprocessing is None:
-            raise UsageError("say how pictures become the model's input: a preset, mean and std, …")
-        self.preprocessing: Preprocessing = first.preprocessing
+        self.preprocessing = preprocessing_of(next(iter(self.explainers.values())))
 
     @property
     def notes(self) -> list[str]:
@@ -130,12 +127,15 @@ class Judge:
     def rows(self, pictures: Sequence[Loaded], mean: Floats | None) -> dict[str, list[Row]]:
         """The rows of maps, of pairs of maps of one picture, and of neurons, by their table.
 
+        And what `Store` keeps as arrays, where the settings say so.
+
         Args:
             pictures: of one batch.
             mean: the mean input of the data set `[...]`, which takes the place of pixels.
         """
         case = Batch(self, pictures, mean)
         made: dict[str, list[Row]] = {"maps": [], "pairs": []}
+        by_method: dict[str, Floats] = {}
         for method, explainer in self.explainers.items():
             result = explainer.explain(case.inputs, case.targets)
             heatmaps = result.heatmap()
@@ -143,6 +143,9 @@ class Judge:
                 found = heatmaps[i, : len(asked)]
                 made["maps"] += case.judged(i, method, found)
                 made["pairs"] += case.compared(i, method, found)
+            if self.settings.save_maps:
+                by_method[method] = heatmaps
+        made["arrays"] = [*case.arrays(by_method)] if by_method else []
         if self.neurons is not None:
             assert mean is not None  # settings that want neurons need it
             keys = [p.sample.key for p in pictures]
@@ -150,6 +153,17 @@ class Judge:
                 *self.neurons.rows(keys, case.inputs, mean, self.preprocessing.layout)
             ]
         return made
+
+
+def preprocessing_of(explainer: Explainer) -> Preprocessing:
+    """How pictures become its input.
+
+    Raises:
+        UsageError: the model does not say.
+    """
+    if explainer.preprocessing is None:
+        raise UsageError("say how pictures become the model's input: a preset, mean and std, …")
+    return explainer.preprocessing
 
 
 class Batch:
@@ -212,6 +226,20 @@ class Batch:
                 "cosine": alike.cosine,
                 "rank_correlation": alike.rank,
             }
+
+    def arrays(self, heatmaps: Mapping[str, Floats]) -> Iterator[Row]:
+        """The maps themselves `[N, k, H, W]` by method; what Quantus needs for each target."""
+        for i, (picture, asked) in enumerate(zip(self.pictures, self.asked, strict=True)):
+            nowhere = np.zeros(picture.picture.shape[:2], bool)
+            for j, a in enumerate(asked):
+                yield {
+                    "image": picture.sample.key,
+                    "object": a.name,
+                    "x_batch": self.inputs[i],
+                    "y_batch": np.int64(a.target),
+                    "s_batch": (nowhere if a.mask is None else a.mask)[None],
+                    **{f"a_batch_{method}": maps[i, j][None] for method, maps in heatmaps.items()},
+                }
 
     def _placed(self, heatmap: Floats, asked: Asked) -> Row:
         """Where the map lies."""

@@ -34,7 +34,7 @@ _FEW = 30  # of so few pictures the bootstrap's intervals are visibly too narrow
 
 _MOST_FAILED = 200
 
-_HEADLINES = ("pointing", "drop", "inside", "insertion", "diagonal")
+_HEADLINES = ("pointing", "drop", "inside", "insertion", "diagonal", "magnitude")
 """How the measures begin that stand for their experiments."""
 
 _LIKENESS = (
@@ -43,6 +43,10 @@ _LIKENESS = (
 )
 
 _OWN_PATCH = Measure("diagonal", "loses most by its own patch", "neurons")
+_FADING = (
+    Measure("rank_correlation", "rank correlation", "cascade", False),
+    Measure("magnitude_correlation", "rank correlation of absolute values", "cascade", False),
+)
 _NOTHING = Estimate(None, None, None, 0, 0, 0)
 
 _COLUMNS = {
@@ -71,6 +75,9 @@ _COLUMNS = {
     "channel": "its number in the layer",
     "activation": "what it said before, at all of its positions together",
     "drop": "how much less it says without the patch",
+    "stage": "how many layers are shuffled, the last ones first",
+    "layer": "the one that was shuffled last",
+    "magnitude_correlation": "Spearman's, of the absolute values of the two maps",
     "reason": "why the picture could not be read",
 }
 """What the columns of the raw results hold."""
@@ -292,7 +299,21 @@ class Report:
             return None
         curves = {m: self._summary.sweep(m) for m in self._summary.methods}
         known = {m: curve for m, curve in curves.items() if curve[0].mean is not None}
-        return Chart(SHARES, known) if known else None
+        heads = [f"{share:.2f}" for share in SHARES]
+        return Chart("sweep", SHARES, heads, known) if known else None
+
+    @cached_property
+    def fading(self) -> Chart | None:
+        """What is left of the maps as layers are shuffled; None if none were."""
+        if self._summary.cascade is None:
+            return None
+        found = {m: self._summary.fading(m, _FADING[1].name) for m in self._summary.methods}
+        stages = [*next(iter(found.values()))]
+        heads = [f"{n}, {layer}" if layer else "0" for n, layer in stages]
+        shares = [n / stages[-1][0] for n, _ in stages]
+        curves = {m: [*each.values()] for m, each in found.items()}
+        known = {m: c for m, c in curves.items() if any(e.mean is not None for e in c)}
+        return Chart("fading", shares, heads, known) if known else None
 
     @cached_property
     def likeness(self) -> list[Column]:
@@ -324,8 +345,8 @@ class Report:
         """The columns of each raw table, and what they hold."""
         summary = self._summary
         tables = {"maps": summary.maps, "pairs": summary.pairs, "failed": summary.failed}
-        if summary.neurons is not None:
-            tables["neurons"] = summary.neurons
+        further = {"neurons": summary.neurons, "cascade": summary.cascade}
+        tables |= {name: table for name, table in further.items() if table is not None}
         return {name: [(c, _meaning(c)) for c in t.column_names] for name, t in tables.items()}
 
     def _section(self, name: str) -> Section:
@@ -333,6 +354,11 @@ class Report:
         if name == "neurons":
             told = {x: summary.diagonal(x) if explains_neurons(x) else _NOTHING for x in methods}
             return Section(name, [_column(_OWN_PATCH, told)], [], [])
+        if name == "cascade":
+            ends = {
+                m: {x: [*summary.fading(x, m.name).values()][-1] for x in methods} for m in _FADING
+            }
+            return Section(name, [_column(m, found, False) for m, found in ends.items()], [], [])
         measures = [m for m in summary.measures if m.experiment == name]
         columns = [_column(m, {x: summary.mean(m, x) for x in methods}) for m in measures]
         shown = [column for column in columns if not column.empty]
@@ -398,10 +424,25 @@ class Line:
 
 @dataclass(frozen=True)
 class Chart:
-    """Curves over shares, in the unit square with the origin at the lower left."""
+    """Curves over shares, in the unit square with the origin at the lower left.
 
+    Attributes:
+        name: of the chart, unlike that of any other.
+        shares: where the points lie.
+        heads: what the points are called.
+        curves: the values at each, by method.
+    """
+
+    name: str
     shares: Sequence[float]
+    heads: Sequence[str]
     curves: Mapping[str, Sequence[Estimate]]
+
+    @property
+    def told(self) -> list[int]:
+        """The points that stand for the curve where it is told in words."""
+        last = len(self.shares) - 1
+        return sorted({round(last * part) for part in (0.05, 0.5, 1)})
 
     @cached_property
     def axis(self) -> Axis:

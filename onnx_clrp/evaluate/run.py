@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 
 from onnx_clrp.errors import ImageError, UsageError
+from onnx_clrp.evaluate.cascade import Subjects, cascade
 from onnx_clrp.evaluate.judge import Judge, Loaded, Row, loaded
 from onnx_clrp.evaluate.settings import ENGINES, Settings, fingerprint
 from onnx_clrp.evaluate.store import Store
@@ -104,7 +105,8 @@ def evaluate(
         dataset: pictures with the classes of what is in them.
         folder: for the results: `maps/*.parquet` with a row for each picture, target and method,
             `pairs/*.parquet` for each pair of maps of one picture, `failed/*.parquet` for pictures
-            that cannot be read, and `run.json` with all that they depend on.
+            that cannot be read, tables of further experiments, `arrays/*.npz` for maps that are
+            kept, and `run.json` with all that they depend on.
         settings: what is measured.
         device: as for `Explainer`.
         options: those of `convert`.
@@ -142,7 +144,20 @@ def evaluate(
             store.write(number, tables)
             seen += _pictures_of(number, total)
             watch("explaining", seen, total)
+        if settings.wants("cascade"):
+            some = dataset.subset(settings.shuffled_pictures, settings.seed)
+            _shuffle(store, Subjects.of(proto, some, settings, device, options), watch)
         return chosen.notes
+
+
+def _shuffle(store: Store, subjects: Subjects, watch: Watch) -> None:
+    """Explain some pictures by models whose weights are shuffled, a stage after the other.
+
+    Always in this process: each stage is a model of its own, and the pictures are few.
+    """
+    for stage, rows in cascade(subjects, store.stages):
+        store.write_stage(stage.number, rows)
+        watch("shuffling layers", stage.number, stage.of)
 
 
 def _check_engine(engine: str, workers: int | None) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 from onnx_clrp.errors import UsageError
 from onnx_clrp.methods import METHODS
 
-EXPERIMENTS = ("pointing", "ablation", "discrimination", "deletion", "neurons")
-"""Where the peak lies; what its patch is worth; two classes of a picture; curves of scores; and
-whose patch is whose among the neurons of a layer."""
+EXPERIMENTS = ("pointing", "ablation", "discrimination", "deletion", "neurons", "cascade")
+"""Where the peak lies; what its patch is worth; two classes of a picture; curves of scores; whose
+patch is whose among the neurons of a layer; and what shuffled weights make of the maps."""
 
 PROBABILITIES = ("softmax", "sigmoid")
 
@@ -38,9 +38,12 @@ class Settings:
         steps: into how many steps a deletion or insertion curve is cut.
         layer: the layer whose neurons are told apart.
         neurons: how many of them, the most active ones.
+        stages: how often a cascade shuffles further layers, until all are.
+        shuffled_pictures: how many pictures shuffled models explain, drawn at random.
         most_objects: of how many objects a picture is explained; the first that it is labelled
             with.
         batch: how many pictures are explained together.
+        save_maps: are the maps themselves kept, beside what they are worth?
         seed: of whatever is drawn.
 
     Raises:
@@ -55,8 +58,11 @@ class Settings:
     steps: int = 20
     layer: str | None = None
     neurons: int = 8
+    stages: int = 8
+    shuffled_pictures: int = 32
     most_objects: int = 4
     batch: int = 8
+    save_maps: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -66,7 +72,7 @@ class Settings:
         _refuse_others("probability", [self.probability], PROBABILITIES)
         for name in ("methods", "experiments", "patches"):
             object.__setattr__(self, name, tuple(dict.fromkeys(getattr(self, name))))
-        least = {"tolerance": 0, "steps": 2, "neurons": 2}
+        least = {"tolerance": 0, "steps": 2, "neurons": 2, "stages": 1, "shuffled_pictures": 1}
         least |= {"most_objects": 1, "batch": 1, "seed": 0}
         for name, low in least.items():
             if getattr(self, name) < low:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from onnx_clrp.errors import UsageError
 from onnx_clrp.evaluate.settings import Settings
-from onnx_clrp.files import write_whole
+from onnx_clrp.files import open_whole, write_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,6 +22,7 @@ Row = dict[str, Any]
 
 _HEADER = "run.json"
 _MEAN = "mean.npy"
+_ARRAYS = "arrays"
 
 
 class Store:
@@ -51,32 +52,53 @@ class Store:
         except OSError as error:
             raise UsageError(f"cannot make the folder {str(folder)!r}: {error.strerror}") from error
         before = _read_header(folder / _HEADER)
-        if before is None and self.done:
+        begun = bool(self.done or self.stages) or (folder / _MEAN).exists()
+        if before is None and begun:
             raise UsageError(f"{str(folder)!r} holds results, and no {_HEADER}: choose another")
-        if before is not None and before != header:
+        if before is not None and before != header and begun:
             other = [key for key in header if before.get(key) != header[key]]
             raise UsageError(
                 f"{str(folder)!r} holds an evaluation with other {', '.join(other) or 'contents'}:"
                 " choose another folder, or delete it"
             )
-        if before is None:
+        if before != header:
             write_whole(folder / _HEADER, json.dumps(header, indent=2).encode())
 
     @property
     def done(self) -> set[int]:
         """The parts that are there."""
-        return {int(path.stem) for path in (self.folder / "maps").glob("*.parquet")}
+        return self._numbers("maps")
+
+    @property
+    def stages(self) -> set[int]:
+        """The stages of a cascade that are there."""
+        return self._numbers("cascade")
 
     def write(self, part: int, rows: Mapping[str, Sequence[Row]]) -> None:
         """Write the rows of a part, by the name of their table."""
+        if arrays := rows.get("arrays"):
+            stacked: dict[str, Any] = {k: np.stack([row[k] for row in arrays]) for k in arrays[0]}
+            (self.folder / _ARRAYS).mkdir(exist_ok=True)
+            with open_whole(self.folder / _ARRAYS / f"{part:06}.npz") as file:
+                np.savez(file, **stacked)
+        of_parts = [name for name in self._schemas if name != "cascade"]
+        for name in sorted(of_parts, key=lambda name: name == "maps"):
+            self._write(name, part, rows.get(name, ()))
+
+    def write_stage(self, stage: int, rows: Sequence[Row]) -> None:
+        """Write the rows of a stage of a cascade."""
+        self._write("cascade", stage, rows)
+
+    def _write(self, name: str, number: int, rows: Sequence[Row]) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        for name in sorted(self._schemas, key=lambda name: name == "maps"):
-            table = pa.Table.from_pylist(list(rows.get(name, ())), schema=self._schemas[name])
-            buffer = io.BytesIO()
-            pq.write_table(table, buffer)
-            write_whole(self.folder / name / f"{part:06}.parquet", buffer.getvalue())
+        table = pa.Table.from_pylist(list(rows), schema=self._schemas[name])
+        with open_whole(self.folder / name / f"{number:06}.parquet") as file:
+            pq.write_table(table, file)
+
+    def _numbers(self, name: str) -> set[int]:
+        return {int(path.stem) for path in (self.folder / name).glob("*.parquet")}
 
     def mean(self) -> NDArray[np.float32] | None:
         """The mean input, if it is known already."""
@@ -106,6 +128,43 @@ def read_table(folder: Path, name: str) -> pa.Table:
     if not paths:
         raise UsageError(f"{str(folder)!r} holds no results of an evaluation")
     return pa.concat_tables(pq.read_table(path) for path in paths)
+
+
+def saved_maps(
+    folder: Path, method: str, *, placed: bool = False
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """The maps of a method that `--save-maps` kept, a part at a time, as Quantus takes them.
+
+    Args:
+        folder: of the evaluation.
+        method: one of its methods.
+        placed: leave out targets without boxes in the model's view, which metrics of localisation
+            cannot judge.
+
+    Yields:
+        `x_batch` `[M, *input.shape[1:]]`, what the model was given; `y_batch` `[M]` int64, the
+        explained classes; `a_batch` `[M, 1, H, W]` float32, the maps; `s_batch` `[M, 1, H, W]`
+        bool, where the targets are.
+
+    Raises:
+        UsageError: no maps were kept there, or none of that method.
+    """
+    paths = sorted((folder / _ARRAYS).glob("*.npz"))
+    if not paths:
+        raise UsageError(f"{str(folder)!r} holds no maps: evaluate with --save-maps")
+    for path in paths:
+        with np.load(path, allow_pickle=False) as part:
+            if f"a_batch_{method}" not in part:
+                raise UsageError(f"{str(folder)!r} holds no maps of the method {method!r}")
+            s_batch = part["s_batch"]
+            kept = s_batch.any(axis=(1, 2, 3)) if placed else np.ones(len(s_batch), bool)
+            if kept.any():
+                yield {
+                    "x_batch": part["x_batch"][kept],
+                    "y_batch": part["y_batch"][kept],
+                    "a_batch": part[f"a_batch_{method}"][kept],
+                    "s_batch": s_batch[kept],
+                }
 
 
 def read_header(folder: Path) -> dict[str, Any]:
@@ -166,6 +225,16 @@ def schemas_of(settings: Settings) -> dict[str, pa.Schema]:
             "channel": count,
             "activation": number,
             "drop": number,
+        }
+    if settings.wants("cascade"):
+        tables["cascade"] = {
+            "image": text,
+            "target": count,
+            "method": text,
+            "stage": count,
+            "layer": text,
+            "rank_correlation": number,
+            "magnitude_correlation": number,
         }
     return {name: pa.schema(list(columns.items())) for name, columns in tables.items()}
 

@@ -83,7 +83,8 @@ class Summary:
         settings: what was measured.
         methods: the methods.
         measures: what is averaged.
-        maps, pairs, failed, neurons: the tables; no neurons where none were asked for.
+        maps, pairs, failed: the tables.
+        neurons, cascade: those of experiments that were asked for, or None.
 
     Raises:
         UsageError: the folder holds no results, or nothing is left of them.
@@ -105,8 +106,10 @@ class Summary:
         self.level = level
         self.pairs = read_table(folder, "pairs")
         self.failed = read_table(folder, "failed")
-        told = self.settings.wants("neurons")
-        self.neurons = read_table(folder, "neurons") if told else None
+        self.neurons, self.cascade = (
+            read_table(folder, name) if self.settings.wants(name) else None
+            for name in ("neurons", "cascade")
+        )
         self.maps = _kept(read_table(folder, "maps"), largest, only_right)
         if not self.maps.num_rows:
             raise UsageError("nothing is left to be averaged: choose less narrowly")
@@ -170,6 +173,33 @@ class Summary:
         pictures = np.arange(len(lost)) // lost.shape[1]
         return self._estimate(hits, pictures, "diagonal", method)
 
+    def fading(self, method: str, column: str) -> dict[tuple[int, str | None], Estimate]:
+        """How like their first form maps are once layers are shuffled.
+
+        Args:
+            method: the method.
+            column: `"rank_correlation"`, or `"magnitude_correlation"`, that of absolute values.
+
+        Returns:
+            For each number of shuffled layers, and the one that was shuffled last, the mean over
+            pictures. The last number is that of all layers.
+
+        Raises:
+            UsageError: the evaluation has no cascade.
+        """
+        if self.cascade is None:
+            raise UsageError("these results are not of the experiment with shuffled layers")
+        rows = _of(self.cascade, method)
+        values, groups = _column(self.cascade, column, method)
+        numbers = rows["stage"].to_numpy()
+        names = dict(zip(numbers.tolist(), rows["layer"].to_pylist(), strict=True))
+        return {
+            (n, layer): self._estimate(
+                values[numbers == n], groups[numbers == n], "fading", column, n, method
+            )
+            for n, layer in sorted(names.items())
+        }
+
     def compared(self, measure: Measure, reference: str) -> dict[str, Paired]:
         """What each other method has over a reference on the same maps; p after Holm."""
         theirs, groups = self.values(measure.name, reference)
@@ -211,6 +241,17 @@ class Summary:
         if self.neurons is not None:
             told = filter(explains_neurons, self.methods)
             found["neurons"] = {m: asdict(self.diagonal(m)) for m in told}
+        if self.cascade is not None:
+            found["cascade"] = {
+                column: {
+                    m: [
+                        {"stage": n, "layer": layer, **asdict(e)}
+                        for (n, layer), e in self.fading(m, column).items()
+                    ]
+                    for m in self.methods
+                }
+                for column in ("rank_correlation", "magnitude_correlation")
+            }
         return found
 
     def _estimate(self, values: Values, groups: NDArray[np.int64], *key: object) -> Estimate:
