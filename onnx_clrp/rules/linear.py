@@ -38,13 +38,14 @@ def conv(
 ) -> Tensor:
     """linear map: y = W * x."""
     _only_first(t, x, w)
-    window = Window.of(_shape(t, w)[2:], strides, pads, dilations, auto_pad)
+    m, c, *kernel = _shape(t, w)
+    window = Window.of(kernel, strides, pads, dilations, auto_pad)
 
     def forward(a: Tensor, weight: Tensor) -> Tensor:
         return window.convolve(t, a, weight, group)
 
     def transpose(s: Tensor, weight: Tensor) -> Tensor:
-        return t.like(window.adjoint(t, t.flat(s, y), weight, x, y, group), x)
+        return t.like(window.adjoint(t, t.flat(s, y), weight, x, y, group, (m, c)), x)
 
     offset = _laid(t, bias, len(window.kernel))
     f = LinearMap(x, y, w, forward, transpose, outputs=0, bias=offset, output=_output(t, y))

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from onnx_clrp.tape import Sizes, Tape, Tensor
 
 
+_VECTOR = 16
+_BEFORE_ALL = -(2**31)
+"""Where a Slice ends that runs backwards through all of an axis."""
+
+
 @dataclass(frozen=True)
 class Window:
     """A window of `kernel` that slides over the spatial axes; `pads` as ONNX has them.
@@ -160,13 +165,24 @@ class Window:
                 raise UnsupportedError(late)
 
     def adjoint(
-        self, t: Tape, s: Tensor, w: Tensor, x: Tensor, y: Tensor, group: int = 1
+        self,
+        t: Tape,
+        s: Tensor,
+        w: Tensor,
+        x: Tensor,
+        y: Tensor,
+        group: int = 1,
+        channels: tuple[int, int] | None = None,
     ) -> Tensor:
         """The adjoint of `convolve`: `[B, M, *y's size]` to `[B, C, *x's size]`.
 
-        `x` and `y` only say which sizes. The pads are made symmetric, since the CUDA provider
-        leaves others to the CPU; what that puts in front or behind is cut off.
+        `x` and `y` only say which sizes, and `channels` those of the first axes of `w`. A window
+        of stride 1 hands back by a convolution, which runtimes are faster at. Of a ConvTranspose
+        the pads are made symmetric, since the CUDA provider leaves others to the CPU; what that
+        puts in front or behind is cut off.
         """
+        if channels is not None and self._convolves_back(*channels, group):
+            return self._turned().convolve(t, s, self._flipped(t, w, *channels, group), group)
         shift = [min(b, e) for b, e in zip(self.begin, self.end, strict=True)]
         front = np.array(self.begin) - shift
         size, exact = t.sizes(x, self.axes), False
@@ -183,6 +199,36 @@ class Window:
         full = symmetric.spread(t, s, w, group, [int(e) for e in extra])
         cut = self.beginning(t, x, y) if self.auto else front
         return full if exact else t.Slice(full, cut, t.Add(cut, size), [*self.axes])
+
+    def _convolves_back(self, m: int, c: int, group: int) -> bool:
+        """Is the adjoint a convolution, and one that is no slower than a ConvTranspose?
+
+        A convolution to a few channels is: vector units calculate eight or sixteen at a time.
+        """
+        if {*self.strides} != {1} or self.auto is not None:
+            return False
+        if any(p > k - 1 for p, k in zip(self.pads, self.extent * 2, strict=True)):
+            return False  # some of what it padded would have to be cut off
+        depthwise = group == m and c == 1
+        return depthwise or (m // group % _VECTOR == 0 and c >= _VECTOR // 2)
+
+    def _turned(self) -> Window:
+        """The window of the convolution that is the adjoint."""
+        reach = [k - 1 for k in self.extent] * 2
+        return replace(self, pads=tuple(r - p for r, p in zip(reach, self.pads, strict=True)))
+
+    def _flipped(self, t: Tape, w: Tensor, m: int, c: int, group: int) -> Tensor:
+        """The weights `[M, C/group, *kernel]` of the adjoint: `[C, M/group, *kernel]`, reversed."""
+        n = len(self.kernel)
+        if group > 1:
+            w = t.Reshape(w, [group, m // group, c, *self.kernel])
+            w = t.Transpose(w, perm=[0, 2, 1, *range(3, n + 3)])
+            w = t.Reshape(w, [group * c, m // group, *self.kernel])
+        else:
+            w = t.Transpose(w, perm=[1, 0, *range(2, n + 2)])
+        if set(self.kernel) == {1}:
+            return w
+        return t.Slice(w, [-1] * n, [_BEFORE_ALL] * n, [*self.axes], [-1] * n)
 
     def patches(self, t: Tape, x: Tensor, y: Tensor, fill: float) -> list[Tensor]:
         """For each place in the window, row-major, what of `x` stands there: `y`'s shape each."""
