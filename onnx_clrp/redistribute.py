@@ -245,13 +245,16 @@ def by_excitation(t: Tape, terms: Sequence[Tensor], total: Tensor, r: Tensor) ->
 
 
 def first_winner(t: Tape, candidates: Sequence[Tensor], y: Tensor) -> list[Tensor]:
-    """For each candidate, 1 where it is the first that equals the maximum `y`, else 0."""
+    """For each candidate, whether it is the first that equals the maximum `y`.
+
+    In truth values, which take a quarter of the memory of numbers.
+    """
     first, *others = candidates
-    won = [t.number(t.Equal(first, y))]
-    left: Operand = 1.0
+    won = [t.Equal(first, y)]
+    left = t.Not(won[0])
     for candidate in others:
-        left = t.Sub(left, won[-1])
-        won.append(t.Mul(left, t.number(t.Equal(candidate, y))))
+        won.append(t.And(left, t.Equal(candidate, y)))
+        left = t.Xor(left, won[-1])
     return won
 
 
@@ -263,7 +266,8 @@ def all_winners(t: Tape, candidates: Sequence[Tensor], y: Tensor) -> list[Tensor
 
 
 Winners = Callable[["Tape", "Sequence[Tensor]", "Tensor"], "list[Tensor]"]
-"""`(t, candidates, y) -> the part of y that each candidate gets`, in the shape of `y`."""
+"""`(t, candidates, y) -> the part of y that each candidate gets`, in the shape of `y`; of all of
+them numbers or truth values."""
 
 Rectify = Callable[["Tape", "Tensor", "Tensor"], "Tensor"]
 """`(t, g, mask) -> gradient behind a ReLU`, where `mask` is 1 where it let its input pass."""

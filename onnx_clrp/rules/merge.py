@@ -45,7 +45,7 @@ def extreme(t: Tape, r: Tensor, y: Tensor, *xs: Tensor) -> list[Tensor | None]:
     if not all(map(t.carries, xs)):
         raise UnsupportedError("a choice among activations and constants")
     won = t.composite.winners(t, xs, y)
-    return [t.unbroadcast(t.Mul(r, w), y, x) for x, w in zip(xs, won, strict=True)]
+    return [t.unbroadcast(t.Mul(r, t.number(w)), y, x) for x, w in zip(xs, won, strict=True)]
 
 
 @gradient("Add", "Sum")
@@ -72,6 +72,6 @@ def extreme_gradient(t: Tape, g: Tensor, y: Tensor, *xs: Tensor) -> list[Tensor 
             return [t.unbroadcast(passed, y, x) if z is x else None for z in xs]
     won = t.composite.winners(t, xs, y)
     return [
-        t.unbroadcast(t.Mul(g, w), y, x) if t.carries(x) else None
+        t.unbroadcast(t.Mul(g, t.number(w)), y, x) if t.carries(x) else None
         for x, w in zip(xs, won, strict=True)
     ]

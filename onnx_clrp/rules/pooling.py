@@ -53,7 +53,7 @@ def max_pool(
     if places > _MOST_PLACES:  # each of them takes nodes of its own
         raise UnsupportedError(f"its window has {places} places, more than {_MOST_PLACES}")
     won = t.composite.winners(t, window.patches(t, x, y, -np.inf), y)
-    return window.place(t, [t.Mul(r, w) for w in won], x, y)
+    return window.place(t, r, won, x, y)
 
 
 @gradient("GlobalMaxPool")

@@ -232,6 +232,9 @@ class Window:
 
     def patches(self, t: Tape, x: Tensor, y: Tensor, fill: float) -> list[Tensor]:
         """For each place in the window, row-major, what of `x` stands there: `y`'s shape each."""
+        by_phase = self._by_phase(t, x, y, fill)
+        if by_phase:
+            return by_phase
         n, rank = len(self.kernel), t.rank(x)
         # Behind, room for a window that ceil_mode lets hang over.
         behind = [e + s for e, s in zip(self.end, self.strides, strict=True)]
@@ -245,13 +248,39 @@ class Window:
             for start in self._places()
         ]
 
+    def _by_phase(self, t: Tape, x: Tensor, y: Tensor, fill: float) -> list[Tensor]:
+        """The same by way of a SpaceToDepth; nothing where that does not do.
+
+        It takes one pass for all places, and leaves blocks that are copied row by row. A Slice with
+        steps takes a slow pass of its own for each place.
+        """
+        stride, size, out = self.strides[0], t.dims(x, self.axes), t.dims(y, self.axes)
+        channels = t.dims(x, [1])
+        if {*self.strides} == {1} or self.strides != (stride, stride) or self.auto is not None:
+            return []
+        if size is None or out is None or channels is None:
+            return []
+        reach = [(o - 1) * stride + e for o, e in zip(out, self.extent, strict=True)]
+        there = [n + b for n, b in zip(size, self.begin, strict=True)]
+        behind = [-(-max(n, m) // stride) * stride - n for n, m in zip(there, reach, strict=True)]
+        pads = [0, 0, *self.begin, 0, 0, *behind]
+        phases = t.SpaceToDepth(t.Pad(x, pads, fill) if any(pads) else x, blocksize=stride)
+        found = []
+        for place in self._places():
+            start, (row, column) = np.array(place) // stride, np.array(place) % stride
+            channel = (row * stride + column) * channels[0]
+            low, high = [channel, *start], [channel + channels[0], *(start + out)]
+            found.append(t.Slice(phases, [*map(int, low)], [*map(int, high)], [1, 2, 3]))
+        return found
+
     def _places(self) -> list[Sizes]:
         return [np.array(p) * self.dilations for p in product(*map(range, self.kernel))]
 
-    def place(self, t: Tape, parts: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
-        """The adjoint of `patches`: relevance `[k, *y.shape]` for each place, added up at `x`."""
+    def place(self, t: Tape, r: Tensor, parts: Sequence[Tensor], x: Tensor, y: Tensor) -> Tensor:
+        """The adjoint of `patches`: each place takes its part of `r`, `[k, *y.shape]`, at `x`."""
         n = len(self.kernel)
-        stacked = t.Concat(*(t.Unsqueeze(p, [-n - 1]) for p in parts), axis=-n - 1)
+        each = t.number(t.Concat(*(t.Unsqueeze(p, [-n - 1]) for p in parts), axis=-n - 1))
+        stacked = t.Mul(t.Unsqueeze(r, [-n - 1]), each)
         shape = t.Concat([-1, len(parts)], t.sizes(y, self.axes), axis=0)
         one_hot = np.eye(len(parts), dtype=np.float32).reshape(len(parts), 1, *self.kernel)
         return t.like(self.adjoint(t, t.Reshape(stacked, shape), t.operand(one_hot), x, y), x)
