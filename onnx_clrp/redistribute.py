@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from onnx_clrp.tape import Operand, Tape, Tensor
 
+TINY = 1e-30
+"""A denominator below it counts as 0: R/Z would overflow, and what it hands on is nothing."""
+
 SUM_OF_ZERO = "a sum that is 0 has no shares"
 """Why a sum or a mean absorbs relevance."""
 
@@ -120,10 +123,9 @@ def _in_proportion(
     z = t.sum(f.forward(x, w) for x, w in parts)
     s = t.safe_div(r, z)
     handed = t.sum(t.Mul(x, f.transpose(s, w)) for x, w in parts)
-    if not f.exact:
-        return handed
-    axes = [*range(2, t.rank(f.x) + 1)]
-    return _balanced(t, handed, t.kept(r, z), axes)
+    if f.exact:
+        handed = _balanced(t, handed, t.kept(r, z), [*range(2, t.rank(f.x) + 1)])
+    return t.vanishing(handed, f.x) if parts[0][0] is f.x else handed
 
 
 def _balanced(t: Tape, handed: Tensor, arrived: Tensor, axes: list[int]) -> Tensor:
@@ -192,7 +194,7 @@ def _by_contribution(t: Tape, f: LinearMap, r: Tensor) -> Tensor:
     """
     if t.nonnegative(f.x):
         s = t.safe_div(r, f.forward(f.x, f.weight), SUM_OF_ZERO)
-        return t.Mul(f.x, f.transpose(s, f.weight))
+        return t.vanishing(t.Mul(f.x, f.transpose(s, f.weight)), f.x)
 
     y = t.result(f.y, lambda: f.forward(f.x, f.weight))
     t.absorb(t.Mul(r, t.number(t.Equal(y, 0.0))), SUM_OF_ZERO)
@@ -232,6 +234,10 @@ Sharing = Callable[["Tape", "Sequence[Tensor]", "Tensor", "Tensor"], "list[Tenso
 def by_sign(t: Tape, terms: Sequence[Tensor], total: Tensor, r: Tensor) -> list[Tensor]:
     """R_a = R c_a / Σc, c_a = max(a sgn(y), 0): z⁺ over unit weights."""
     positive = all(t.nonnegative(a) for a in terms)  # then so is the sum, and each is its share
+    if t.vanishes(r, total):  # what is handed on is, as far as there is any, that of a positive sum
+        shares = [t.positive(a) for a in terms]
+        s = t.Div(r, t.Max(t.sum(shares), TINY))
+        return [t.vanishing(t.Mul(c, s), a) for c, a in zip(shares, terms, strict=True)]
     shares = [a if positive else t.Relu(t.Mul(a, t.Sign(total))) for a in terms]
     s = t.safe_div(r, t.sum(shares), SUM_OF_ZERO)
     return [t.Mul(c, s) for c in shares]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from onnx_clrp.composites import Composite
 from onnx_clrp.errors import UnsupportedError
 from onnx_clrp.facts import Facts, Shape
-from onnx_clrp.redistribute import LinearMap
+from onnx_clrp.redistribute import TINY, LinearMap
 from onnx_clrp.steps import Step
 from onnx_clrp.writer import Operand as Operand
 from onnx_clrp.writer import Tensor as Tensor
@@ -20,9 +20,6 @@ from onnx_clrp.writer import Writer
 
 Sizes: TypeAlias = NDArray[np.int64] | Tensor
 """Sizes along some axes: numbers where they are known, else a tensor that holds them."""
-
-_TINY = 1e-30
-"""A denominator below it counts as 0: R/Z would overflow, and what it hands on is nothing."""
 
 BIAS_ALONE = "Z = 0: its bias alone made the output"
 """Why a linear map absorbs relevance."""
@@ -44,6 +41,7 @@ class Tape(Writer):
         """The steps that could not hand relevance on, and why."""
         self.composite: Composite
         self.step: Step
+        self._vanishing: set[tuple[str, str]] = set()
         self.rectified = 0
         """How many ReLUs gradients have passed."""
         self.heeded: Step | None = None
@@ -156,6 +154,18 @@ class Tape(Writer):
             raise UnsupportedError(f"the shape of {x.name!r} is not known", follows=True)
         return shape
 
+    def vanishing(self, r: Tensor, x: Tensor) -> Tensor:
+        """Relevance of `x`, of which `vanishes` is to say yes."""
+        self._vanishing.add((r.name, x.name))
+        return r
+
+    def vanishes(self, r: Tensor, x: Tensor) -> bool:
+        """Is the relevance of `x` known to be 0 wherever `x` is not above zero?
+
+        As that of a ReLU's output is, where it is its share in sums, and so that of its input.
+        """
+        return (r.name, x.name) in self._vanishing
+
     # -- sizes and shapes ----------------------------------------------------------------------
 
     def sizes(self, x: Tensor, axes: Sequence[int]) -> Sizes:
@@ -251,7 +261,7 @@ class Tape(Writer):
         return self.Div(r, self.Add(z, self._nothing(z)))
 
     def _nothing(self, z: Tensor) -> Tensor:
-        return self.number(self.Less(z, _TINY))
+        return self.number(self.Less(z, TINY))
 
     def absorb(self, r: Tensor, why: str) -> None:
         """Enter relevance that has no receiver into the ledger of the step whose turn it is."""

@@ -46,10 +46,16 @@ def walk(
             kept.update((y.name, r) for y, r in pairs if r is not None)
         handed = _handed(t, step, arrived)
         for x, r in handed:
-            left[x.name] = t.Add(left[x.name], r) if x.name in left else r
+            left[x.name] = _added(t, left[x.name], r, x) if x.name in left else r
         if watch is not None:
             watch(step, arrived, handed)
     return left
+
+
+def _added(t: Tape, one: Tensor, other: Tensor, x: Tensor) -> Tensor:
+    """All that readers of `x` handed on to it."""
+    both = t.Add(one, other)
+    return t.vanishing(both, x) if t.vanishes(one, x) and t.vanishes(other, x) else both
 
 
 def _handed(t: Tape, step: Step, arrived: Sequence[Tensor | None]) -> Handed:

@@ -47,7 +47,8 @@ for _operator in (
 @rule("Cast", bounds=Kind.CAST)
 def activation(t: Tape, r: Tensor, y: Tensor, x: Tensor, *parameters: Tensor, **_: Any) -> Tensor:
     """R_x = R_y: an activation scales what its unit says, not who said it."""
-    return t.unbroadcast(r, y, x)
+    passed = t.unbroadcast(r, y, x)
+    return t.vanishing(passed, x) if t.step.op == "Relu" and t.vanishes(r, y) else passed
 
 
 @rule("Pow")

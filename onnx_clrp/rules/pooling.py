@@ -53,7 +53,8 @@ def max_pool(
     if places > _MOST_PLACES:  # each of them takes nodes of its own
         raise UnsupportedError(f"its window has {places} places, more than {_MOST_PLACES}")
     won = t.composite.winners(t, window.patches(t, x, y, -np.inf), y)
-    return window.place(t, r, won, x, y)
+    placed = window.place(t, r, won, x, y)
+    return t.vanishing(placed, x) if t.vanishes(r, y) else placed
 
 
 @gradient("GlobalMaxPool")
