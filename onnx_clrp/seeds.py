@@ -62,6 +62,10 @@ def softmax_gradient_of_others(t: Tape, chosen: Tensor, scores: Tensor, classes:
     return t.Where(chosen, 0.0, t.Mul(p, ours))
 
 
+_PICKING = frozenset({target_score, one, softmax_gradient})
+"""Seeds that are 0 at all classes but the explained one."""
+
+
 def scores_of(t: Tape, program: Program) -> Tensor:
     """The scores `[N, C]`: of classes, whatever axes of size 1 they have behind, or of neurons.
 
@@ -92,6 +96,7 @@ class Seeds:
         chosen: whether a class is the explained one, `[k, N, C]`, or so that it broadcasts to
             the channels.
         explained: the same as `[k, N, C]`.
+        targets: the explained classes, `[N, k]`.
     """
 
     t: Tape
@@ -100,6 +105,7 @@ class Seeds:
     values: Tensor
     chosen: Tensor
     explained: Tensor
+    targets: Tensor
     classes: int
 
     @classmethod
@@ -111,7 +117,7 @@ class Seeds:
         rank = len(program.facts.shape(logits) or ())
         if program.neurons == "channels" and rank > 2:
             values, chosen = logits, t.Unsqueeze(chosen, [*range(3, rank + 1)])
-        return cls(t, logits, scores, values, chosen, explained, program.classes)
+        return cls(t, logits, scores, values, chosen, explained, targets, program.classes)
 
     def sown(self, sow: Sow, *, wide: bool = False) -> Relevance:
         """The seed of a method, or of its dual: `[k, *logits.shape]`, in float64 if it is wide."""
@@ -120,4 +126,8 @@ class Seeds:
             seed = sow(self.t, self.chosen, values, self.classes)
         if self.values is not self.logits:
             seed = self.t.like(seed, self.logits)
+        elif sow in _PICKING:
+            # A class that does not exist is answered by NaN in the end; an index has to exist.
+            by_target = self.t.Transpose(self.targets, perm=[1, 0])
+            self.t.picks[seed.name] = self.t.Clip(by_target, 0, self.classes - 1)
         return {self.logits.name: seed}

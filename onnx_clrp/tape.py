@@ -41,6 +41,8 @@ class Tape(Writer):
         """The steps that could not hand relevance on, and why."""
         self.composite: Composite
         self.step: Step
+        self.picks: dict[str, Tensor] = {}
+        """Which score alone has relevance, `[k, N]`, by the name of such relevance `[k, N, C]`."""
         self._vanishing: set[tuple[str, str]] = set()
         self.rectified = 0
         """How many ReLUs gradients have passed."""

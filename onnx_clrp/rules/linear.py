@@ -118,6 +118,8 @@ def gemm(
     if transA:
         raise UnsupportedError(_OVER_BATCH)
     w, offset = _times(t, b, alpha), None if bias is None else _times(t, bias, beta)
+    if _is_picked(t, r, bias):
+        return _of_rows(t, r, y, a, w, offset, 0 if transB else 1)
 
     def forward(data: Tensor, weight: Tensor) -> Tensor:
         return t.Gemm(data, weight, transB=transB)
@@ -127,6 +129,35 @@ def gemm(
 
     f = LinearMap(a, y, w, forward, transpose, dense=True, outputs=0 if transB else 1)
     return t.redistribute(replace(f, bias=offset, output=_output(t, y)), r)
+
+
+def _is_picked(t: Tape, r: Tensor, bias: Tensor | None) -> bool:
+    """Does relevance come from a single score of each target, through a plain map?"""
+    scaled = t.step.signs is not None or t.step.scales or t.step.tail is not None
+    laid = bias is None or (t.rank(bias) == 1 and t.dims(bias, [0]) != [1])
+    return r.name in t.picks and not scaled and laid
+
+
+def _of_rows(
+    t: Tape, r: Tensor, y: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, axis: int
+) -> Tensor:
+    """The map to the scores that relevance comes from alone: one row of `W` for each target.
+
+    All others have no relevance to hand on, so that nothing need be known of them.
+    """
+    chosen = t.picks[r.name]
+    rows = t.Gather(w, chosen, axis=axis)  # [k, N, F], or with the axis of x in front
+    rows = rows if axis == 0 else t.Transpose(rows, perm=[1, 2, 0])
+    offset = None if bias is None else t.Unsqueeze(t.Gather(bias, chosen, axis=0), [-1])
+
+    def forward(data: Tensor, weight: Tensor) -> Tensor:
+        return t.ReduceSum(t.Mul(data, weight), [-1], keepdims=1)
+
+    def transpose(s: Tensor, weight: Tensor) -> Tensor:
+        return t.Mul(s, weight)
+
+    f = LinearMap(x, y, rows, forward, transpose, dense=True, bias=offset)
+    return t.redistribute(f, t.ReduceSum(r, [-1], keepdims=1))
 
 
 def _gemm_on_the_right(
@@ -165,6 +196,8 @@ def matmul(t: Tape, r: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
         raise UnsupportedError("both operands depend on the input")
     left = t.carries(a)
     x, w = (a, b) if left else (b, a)
+    if left and t.rank(x) == len(_shape(t, w)) == 2 and _is_picked(t, r, None):
+        return _of_rows(t, r, y, x, w, None, 1)
     if t.rank(x) < (2 if left else 3):
         raise UnsupportedError(_OVER_BATCH)
     axes = [*range(len(_shape(t, w)))]
