@@ -99,6 +99,26 @@ def _all_inputs(node: onnx.NodeProto) -> Iterator[str]:
         waiting.extend(n for a in inner.attribute for n in a.g.node)
 
 
+def part_for(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
+    """The part of a model that makes one of its outputs, which is then the only one."""
+    needed, nodes = {output}, []
+    for node in reversed(model.graph.node):
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(_all_inputs(node))
+    part = with_initializers(model, (t for t in model.graph.initializer if t.name in needed))
+    graph = part.graph
+    for field, kept in (
+        (graph.node, nodes[::-1]),
+        (graph.input, [x for x in graph.input if x.name in needed]),
+        (graph.output, [x for x in graph.output if x.name == output]),
+    ):
+        copies = [type(x).FromString(x.SerializeToString()) for x in kept]
+        del field[:]
+        field.extend(copies)
+    return part
+
+
 def _read(path: Path) -> onnx.ModelProto:
     try:
         with open(path, "rb") as file:

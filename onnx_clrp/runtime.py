@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, Unpack
 
 import numpy as np
@@ -25,7 +26,7 @@ from onnx_clrp.inputs import (
     with_piece,
 )
 from onnx_clrp.methods import METHODS
-from onnx_clrp.model import PREFIX, load, metadata
+from onnx_clrp.model import PREFIX, load, metadata, part_for
 from onnx_clrp.sessions import open_session, run
 
 Floats = NDArray[np.float32]
@@ -124,11 +125,8 @@ class Explainer:
         device: str = "auto",
         **options: Unpack[Options],
     ) -> None:
-        proto = load(model)
-        if PREFIX + "method" not in metadata(proto):
-            proto = convert(proto, **options)
-        elif options:
-            raise UsageError(f"the model is an explainer already: {', '.join(options)} is settled")
+        self._made = partial(_explainer_of, model, options)
+        proto = self._made()
         self._session, self.device = open_session(proto, device)
         try:
             self._read(proto)
@@ -142,7 +140,8 @@ class Explainer:
 
     def _read(self, proto: onnx.ModelProto) -> None:
         """What `convert` wrote into the metadata."""
-        known = {k.removeprefix(PREFIX): v for k, v in metadata(proto).items()}
+        self._metadata = metadata(proto)
+        known = {k.removeprefix(PREFIX): v for k, v in self._metadata.items()}
         self.method = known["method"]
         METHODS[self.method]
         self.classes = int(known["classes"])
@@ -204,7 +203,10 @@ class Explainer:
         return self._result(joined)
 
     def logits(self, batch: ArrayLike, feeds: Mapping[str, ArrayLike] | None = None) -> Floats:
-        """The model's class scores alone, `[N, C]`."""
+        """The model's class scores alone, `[N, C]`, at the cost of the model alone.
+
+        The first call opens a session of their own, with weights of its own.
+        """
         samples = self._samples(batch)
         return self._scores(samples, self._fed(samples, feeds))
 
@@ -230,8 +232,25 @@ class Explainer:
         scores = []
         for start, piece in pieces(samples, self._source.shape[0]):
             given = {self._source.name: piece, **with_piece(others, by_row, start, piece)}
-            scores.append(self._run({**given, **self._nobody()}, ["logits"])["logits"])
+            scores.append(self._scored(given))
         return np.concatenate(scores)[: len(samples)]
+
+    def _scored(self, feeds: Mapping[str, NDArray[Any]]) -> Floats:
+        taken = {x.name: feeds[x.name] for x in self._scoring.get_inputs()}
+        (scores,) = run(self._scoring, [self._names["logits"]], taken)
+        self._refuse_other_rows(len(scores), len(feeds[self._source.name]))
+        return scores
+
+    @cached_property
+    def _scoring(self) -> Any:
+        """A session for the scores: of a larger graph ONNX Runtime runs every node, asked or not.
+
+        The model is read once more for it, since one that is kept would double the memory.
+        """
+        proto = self._made()
+        if metadata(proto) != self._metadata:
+            raise ModelError("the file of the model is not the one any more that was loaded")
+        return open_session(part_for(proto, self._names["logits"]), self.device)[0]
 
     def _fed(
         self, samples: NDArray[Any], feeds: Mapping[str, ArrayLike] | None
@@ -272,24 +291,13 @@ class Explainer:
         parse_target([int(c) for c in asked.reshape(-1)], self.classes)
         return asked
 
-    def _nobody(self) -> dict[str, NDArray[Any]]:
-        """A target that nothing is made of, where the session asks for one.
-
-        It is one for all rows of scores, since nobody knows yet whether those are the samples.
-        """
-        if "target" not in self._names:
-            return {}
-        return {self._names["target"]: np.zeros((1, 1), np.int64)}
-
-    def _run(
-        self, feeds: dict[str, NDArray[Any]], wanted: Sequence[str] | None = None
-    ) -> dict[str, NDArray[Any]]:
-        names = wanted or [n for n in self._names if n not in ("input", "target")]
+    def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        names = [n for n in self._names if n not in ("input", "target")]
         try:
             values = run(self._session, [self._names[n] for n in names], feeds)
         except ModelError:
-            if self.layer is not None and wanted is None:  # it may have failed for what this says
-                self._run({**feeds, **self._nobody()}, ["logits"])
+            if self.layer is not None:  # it may have failed for what this says
+                self._scored(feeds)
             raise
         found = dict(zip(names, values, strict=True))
         samples = len(feeds[self._source.name])
@@ -297,7 +305,11 @@ class Explainer:
             rows = len(found.get(f"relevance_at_{i}", feeds[self._source.name]))
             if rows != samples:
                 raise ModelError(_NO_BATCH.format(layer, samples, rows))
-        rows = len(found["logits"])
+        self._refuse_other_rows(len(found["logits"]), samples)
+        return found
+
+    def _refuse_other_rows(self, rows: int, samples: int) -> None:
+        """Scores that are not those of samples, each for itself."""
         if rows != samples and self.layer is not None:
             raise ModelError(_NO_BATCH.format(self.layer["name"], samples, rows))
         if rows != samples:
@@ -305,7 +317,6 @@ class Explainer:
                 f"for {samples} samples the model gives {rows} rows of logits:"
                 f" the first axis of {self._source.name!r} is no batch axis"
             )
-        return found
 
     def _result(self, outputs: dict[str, NDArray[Any]]) -> Result:
         logits, target = outputs["logits"], outputs["relevance_target"]
@@ -321,6 +332,18 @@ class Explainer:
             notes=tuple(self.notes),
             channel_axis=self._range.axis,
         )
+
+
+def _explainer_of(
+    model: str | os.PathLike[str] | bytes | onnx.ModelProto, options: Options
+) -> onnx.ModelProto:
+    """The model if it is an explainer, or else the one that is made of it."""
+    proto = load(model)
+    if PREFIX + "method" not in metadata(proto):
+        return convert(proto, **options)
+    if options:
+        raise UsageError(f"the model is an explainer already: {', '.join(options)} is settled")
+    return proto
 
 
 @dataclass(frozen=True)

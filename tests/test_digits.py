@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx import numpy_helper
 from PIL import Image
 
 pytest.importorskip("sklearn", reason="the digits are scikit-learn's")
@@ -19,7 +22,8 @@ from digit_scenes import SIZE, Digits, Scene, split_digits
 from evaluate_digits import Pointing, heatmaps, held_out_scenes, ink_box, pointing
 from train_digits import EXAMPLE_LABELS, to_arrays, write_scenes
 
-from onnx_clrp import Explainer
+from onnx_clrp import Explainer, ModelError, runtime
+from onnx_clrp.sessions import open_session
 
 FOLDER = Path(__file__).resolve().parents[1] / "exported_models"
 MODEL = FOLDER / "digits.onnx"
@@ -191,3 +195,47 @@ def only(scene: Scene, index: int) -> NDArray[np.uint8]:
     image = np.zeros_like(scene.image)
     image[top:bottom, left:right] = scene.image[top:bottom, left:right]
     return image
+
+
+# -- the scores alone --------------------------------------------------------------------------
+
+
+def test_scores_alone_are_those_of_an_explanation() -> None:
+    images, _ = to_arrays(held_out_scenes(5, 2))
+    explainer = Explainer(MODEL, device="cpu")
+    explained = explainer.explain(images, 3).logits
+    np.testing.assert_allclose(explainer.logits(images), explained, rtol=1e-5, atol=1e-5)
+    assert explainer.explain(images).target[:, 0].tolist() == explained.argmax(axis=1).tolist()
+
+
+def test_scores_alone_are_asked_of_the_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[onnx.ModelProto] = []
+
+    def opening(model: onnx.ModelProto, device: str) -> tuple[Any, str]:
+        opened.append(model)
+        return open_session(model, device)
+
+    monkeypatch.setattr(runtime, "open_session", opening)
+    images, _ = to_arrays(held_out_scenes(2, 1))
+    explainer = Explainer(MODEL, device="cpu")
+    for _ in range(2):
+        explainer.logits(images)
+    whole, alone = opened
+    assert [x.name for x in alone.graph.output] == ["logits"]
+    names = {node.name for node in whole.graph.node if not node.name.startswith("relevance")}
+    assert {node.name for node in alone.graph.node} == names
+    kept = {t.name for t in onnx.load(MODEL).graph.initializer}
+    assert {t.name for t in alone.graph.initializer} <= kept
+
+
+def test_of_a_file_that_has_changed_since_no_scores_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "digits.onnx"
+    path.write_bytes(MODEL.read_bytes())
+    explainer = Explainer(path, device="cpu")
+    other = onnx.load(path)
+    bias = next(t for t in other.graph.initializer if t.name == "19.bias")
+    bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + 1, bias.name))
+    onnx.save(other, path)
+    images, _ = to_arrays(held_out_scenes(2, 1))
+    with pytest.raises(ModelError, match="not the one any more that was loaded"):
+        explainer.logits(images)

@@ -89,7 +89,7 @@ def test_a_maximum_of_a_whole_plane_takes_a_few_nodes() -> None:
     np.testing.assert_array_equal(found, wanted)
     assert (found != 0).sum() == 6
     many = helper.make_node("MaxPool", ["x"], ["z"], kernel_shape=[56, 56])
-    assert len(convert(classifier([many], 56), input_range=RANGE).graph.node) < 100
+    assert len(convert(classifier([many], 56), input_range=RANGE).graph.node) < 150  # not 56 * 56
 
 
 def test_a_maximum_of_very_many_places_is_refused() -> None:
