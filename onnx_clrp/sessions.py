@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -98,6 +99,8 @@ def open_session(model: onnx.ModelProto, device: str = "auto") -> tuple[Any, str
         raise DeviceError('no CUDA here: install "onnx-clrp[gpu]" in place of "onnx-clrp[cpu]"')
     wants_cuda = device != "cpu" and _PROVIDERS["cuda"] in there
     options = ort.SessionOptions()
+    _share_arena(ort)
+    options.add_session_config_entry("session.use_env_allocators", "1")
     options.log_severity_level = 4  # what it would print comes as an exception too
     options.intra_op_num_threads = _threads
     for key, value in _entries.items():
@@ -117,6 +120,19 @@ def open_session(model: onnx.ModelProto, device: str = "auto") -> tuple[Any, str
     if device == "cuda" and got != "cuda":
         raise DeviceError("ONNX Runtime could not use CUDA: is there a GPU, with CUDA 13?")
     return session, got
+
+
+@cache
+def _share_arena(ort: Any) -> None:
+    """Let all sessions of ours take their memory from one arena.
+
+    An arena gives nothing back. With one for each session, those of many methods, which run one
+    after the other, would hold as much as all of them need at their worst.
+    """
+    place = ort.OrtMemoryInfo(
+        "Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT
+    )
+    ort.create_and_register_allocator(place, None)
 
 
 def _load(ort: Any, model: onnx.ModelProto, options: Any, providers: Sequence[Any]) -> Any:
