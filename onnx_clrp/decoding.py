@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from threading import Lock
 
@@ -14,7 +14,35 @@ from onnx_clrp.errors import ImageError
 MAX_PIXELS = 89_478_485  # a quarter of a gigabyte of RGB, where Pillow starts to warn as well
 # Named one by one: Pillow also knows formats that start other programs (EPS) or fetch files.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF")
-_WARNINGS = Lock()  # the filters of warnings belong to the whole process
+
+
+class _Muted:
+    """Pillow's warnings of size made errors, and its others ignored, while any thread is inside.
+
+    The filters of warnings belong to the whole process: whoever comes first sets them, and whoever
+    leaves last puts them back, so that nobody has to wait.
+    """
+
+    def __init__(self) -> None:
+        self._inside, self._lock, self._filters = 0, Lock(), ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._filters.enter_context(warnings.catch_warnings())
+                # Damaged metadata does not concern the pixels; a size that is warned of does.
+                warnings.filterwarnings("ignore", module=r"PIL\.")
+                warnings.simplefilter("error", Image.DecompressionBombWarning)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._filters.close()
+
+
+_muted = _Muted()
 
 
 def decoded(path: str | Path) -> Image.Image:
@@ -27,8 +55,7 @@ def decoded(path: str | Path) -> Image.Image:
     except ImageError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        limit = min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
-        reason = f"has more than {limit:,} pixels: make a smaller copy first"
+        reason = f"has more than {_most_pixels():,} pixels: make a smaller copy first"
         raise ImageError(f"image {name} {reason}") from error
     except UnidentifiedImageError as error:
         reason = f"is none of {', '.join(FORMATS)}: save it as PNG or JPEG first"
@@ -46,18 +73,21 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
 
     Raises:
         ImageError: it is no file with something in it.
-        DecompressionBombWarning, DecompressionBombError: it has more than `MAX_PIXELS`.
+        DecompressionBombWarning, DecompressionBombError: it has more than `MAX_PIXELS`, or than
+            the limit of the process.
         Exception: whatever Pillow raises where it cannot be read.
     """
     _refuse_non_files(Path(path), repr(str(path)))
-    with _WARNINGS, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # damaged metadata does not concern the pixels
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        with Image.open(path, formats=FORMATS) as image:
-            # A check of our own, for Pillow's can be switched off by anyone in the process.
-            if image.width * image.height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"more than {MAX_PIXELS:,} pixels")
-            yield image
+    with _muted, Image.open(path, formats=FORMATS) as image:
+        # A check of our own, for Pillow's can be switched off by anyone in the process.
+        if image.width * image.height > _most_pixels():
+            raise Image.DecompressionBombError(f"more than {_most_pixels():,} pixels")
+        yield image
+
+
+def _most_pixels() -> int:
+    """The limit: ours, or a lower one of the process."""
+    return min(MAX_PIXELS, Image.MAX_IMAGE_PIXELS or MAX_PIXELS)
 
 
 def _refuse_non_files(path: Path, name: str) -> None:

@@ -4,9 +4,12 @@ import json
 import os
 import struct
 import subprocess
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 
+from onnx_clrp import decoding
 from onnx_clrp import image as module
 from onnx_clrp.errors import ImageError, ModelError, UsageError
 from onnx_clrp.image import Preprocessing
@@ -415,6 +419,25 @@ def test_a_lower_limit_of_the_process_holds_too(
     for limit in (2000, 500):  # where Pillow warns, and where it refuses
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         refused(path, f"has more than {limit:,} pixels: make a smaller copy first")
+
+
+def test_pictures_are_decoded_side_by_side_under_the_same_limits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, bomb = save(tmp_path / "a.png", RGB), png_bomb(tmp_path / "b.png", 9500, 9500)
+    both, upright = Barrier(2, timeout=30), decoding._upright
+
+    def together(image: Image.Image) -> Image.Image:
+        both.wait()
+        refused(bomb, "has more than 89,478,485 pixels")
+        return upright(image)
+
+    monkeypatch.setattr(decoding, "_upright", together)
+    before = [*warnings.filters]
+    with ThreadPoolExecutor(2) as pool:
+        pictures = [*pool.map(NATIVE.picture, [good, good])]
+    assert all(np.array_equal(picture, RGB) for picture in pictures)
+    assert warnings.filters == before
 
 
 def test_formats_that_run_programs_are_not_opened(
