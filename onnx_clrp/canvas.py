@@ -2,6 +2,7 @@
 
 import io
 import re
+import zlib
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -115,7 +116,8 @@ class Canvas:
         drawn[..., :3], drawn[..., 3] = self.pixels, 255  # figimage would take seconds
         self.figure.draw(renderer)
         file = io.BytesIO()
-        Image.fromarray(drawn[..., :3]).save(file, "PNG", dpi=(DPI, DPI), compress_level=4)
+        image = Image.fromarray(drawn).convert("RGB")
+        image.save(file, "PNG", dpi=(DPI, DPI), compress_type=zlib.Z_RLE)
         return file.getvalue()
 
 

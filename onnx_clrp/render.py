@@ -153,9 +153,10 @@ def painted(picture: Picture, values: Array) -> Picture:
 
 def _colours(levels: Array) -> Array:
     """Of levels -1 to 1, as on white paper: blue, through white, to red."""
-    sizes = np.clip(np.abs(levels), 0, 1)
-    red, blue = _ramp(REDS, sizes), _ramp(BLUES, sizes)
-    return np.where(levels[..., None] >= 0, red, blue)
+    sizes, below = np.clip(np.abs(levels), 0, 1), levels < 0
+    colours = _ramp(REDS, sizes)
+    colours[below] = _ramp(BLUES, sizes[below])
+    return colours
 
 
 def _ramp(stops: Sequence[str], sizes: Array) -> Array:
@@ -211,7 +212,7 @@ class Plate(Canvas):
     def scale_bar(self, x: int, y: int, width: int, signed: bool) -> None:
         """What the colours mean, and what q is."""
         levels = np.linspace(-1.0 if signed else 0.0, 1.0, width)
-        self.paste(_bytes(_colours(np.tile(levels, (BAR, 1)))), x, y)
+        self.paste(_bytes(_colours(levels[None])).repeat(BAR, axis=0), x, y)
         self.small("\u2212q" if signed else "0", x, y + 50, width)
         if signed:
             self.small("0", x + width // 2, y + 50, 40, "center")
