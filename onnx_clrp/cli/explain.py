@@ -98,7 +98,7 @@ def command(images: tuple[Path, ...], as_json: bool, **given: Any) -> None:
     arrays = given.pop("save_arrays") or bool(given["at"])
     wanted = Wanted(folder, arrays, given.pop("sheet"))
     refuse_crowd(given["neuron"], given["top_neurons"])
-    job = job_of(given, ["clrp2"])
+    job = job_of(given, ["clrp2"], top=1)  # the graph itself finds the top class
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
