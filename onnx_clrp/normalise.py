@@ -12,7 +12,7 @@ from onnx_clrp.formulas import as_composite
 from onnx_clrp.gates import Gates, shaping_gates
 from onnx_clrp.pads import explicit_pads, without_pads
 from onnx_clrp.signs import with_signs
-from onnx_clrp.steps import Step, between, step_of
+from onnx_clrp.steps import Step, between, readers, step_of
 
 
 def normalised_steps(graph: gs.Graph, facts: Facts, ends: Sequence[Tensor]) -> list[Step]:
@@ -23,7 +23,8 @@ def normalised_steps(graph: gs.Graph, facts: Facts, ends: Sequence[Tensor]) -> l
     made = [explicit_pads(step, facts) for step in between(made, names, facts)]
     producers = {y.name: step for step in made for y in step.outputs}
     made = between([without_pads(step, producers, facts) for step in made], names, facts)
-    return [with_signs(step, made, facts, names) for step in made]
+    reading = readers(made)
+    return [with_signs(step, reading, facts, names) for step in made]
 
 
 def plain_steps(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from math import prod
 from typing import Any
@@ -12,7 +11,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from onnx_clrp.facts import Facts, Shape, Tensor
-from onnx_clrp.steps import Step, chain, readers
+from onnx_clrp.steps import Readers, Step, chain
 from onnx_clrp.tails import tail_of
 
 _PASSING = frozenset({"Identity", "Dropout", "Cast"})
@@ -29,7 +28,7 @@ _FORKED = "several nodes read it, and the scale {} behind one of them may be neg
 _ENLARGED = "the scales behind it have both signs, and make more channels of it"
 
 
-def with_signs(step: Step, all_steps: Sequence[Step], facts: Facts, ends: set[str]) -> Step:
+def with_signs(step: Step, reading: Readers, facts: Facts, ends: set[str]) -> Step:
     """A linear map with the signs of the scales that follow it, up to where the chain forks.
 
     Behind a fork a scale belongs to one branch alone, so that it cannot be part of the weights.
@@ -40,10 +39,10 @@ def with_signs(step: Step, all_steps: Sequence[Step], facts: Facts, ends: set[st
     scales: list[Tensor] = []
     first = _channel_axis(step, facts)
     axis: int | None = first
-    step = replace(step, channel_axis=first, tail=tail_of(step, first, all_steps, facts, ends))
+    step = replace(step, channel_axis=first, tail=tail_of(step, first, reading, facts, ends))
     y = step.outputs[0]
     home: dict[Shape, int] = {}
-    for after in chain(y, all_steps, ends):
+    for after in chain(y, reading, ends):
         if after.op in _MOVING:
             axis = _moved_or_back(after, axis, home, facts)
             continue
@@ -57,7 +56,7 @@ def with_signs(step: Step, all_steps: Sequence[Step], facts: Facts, ends: set[st
         else:
             signs = signs * scale
     else:
-        turned = _turned_behind_a_fork(y, all_steps, ends, facts)
+        turned = _turned_behind_a_fork(y, reading, ends, facts)
         if turned is not None:
             return replace(step, doubt=_FORKED.format(turned))
     step = replace(step, scales=tuple(scales))
@@ -89,16 +88,14 @@ def falls(step: Step, facts: Facts) -> bool:
     return isinstance(scale, str) or (isinstance(scale, np.ndarray) and bool((scale < 0).any()))
 
 
-def _turned_behind_a_fork(
-    y: Tensor, all_steps: Sequence[Step], ends: set[str], facts: Facts
-) -> Step | None:
+def _turned_behind_a_fork(y: Tensor, reading: Readers, ends: set[str], facts: Facts) -> Step | None:
     """The first scale that may be negative on any of the ways on from where a chain forks."""
-    for after in chain(y, all_steps, ends):
+    for after in chain(y, reading, ends):
         y = after.outputs[0]
     waiting = [y]
     while waiting:
         y = waiting.pop()
-        for after in readers(y, all_steps):
+        for after in reading.get(y.name, ()):
             scale = np.ones(1) if after.op in _MOVING else scale_of(after, None, facts)
             if scale is None:
                 continue

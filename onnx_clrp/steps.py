@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,19 +112,27 @@ def between(steps: Iterable[Step], ends: set[str], facts: Facts) -> list[Step]:
     return path[::-1]
 
 
-def readers(y: Tensor, steps: Sequence[Step]) -> list[Step]:
-    """The steps that hand relevance on to the tensor."""
-    return [s for s in steps if y.name in [x.name for x in s.receivers]]
+Readers = Mapping[str, Sequence[Step]]
+"""The steps that hand relevance on to a tensor, by its name."""
 
 
-def chain(y: Tensor, steps: Sequence[Step], ends: set[str]) -> Iterator[Step]:
+def readers(steps: Iterable[Step]) -> Readers:
+    """Those among these steps."""
+    found: dict[str, list[Step]] = {}
+    for step in steps:
+        for name in dict.fromkeys(x.name for x in step.receivers):
+            found.setdefault(name, []).append(step)
+    return found
+
+
+def chain(y: Tensor, reading: Readers, ends: set[str]) -> Iterator[Step]:
     """The steps behind `y`, as long as each is the only one that reads the tensor before it."""
     while y.name not in ends:
-        reading = readers(y, steps)
-        if len(reading) != 1:
+        behind = reading.get(y.name, ())
+        if len(behind) != 1:
             return
-        yield reading[0]
-        y = reading[0].outputs[0]
+        yield behind[0]
+        y = behind[0].outputs[0]
 
 
 def _other_type(y: Tensor) -> str | None:

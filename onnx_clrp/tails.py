@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onnx_clrp.facts import Facts
-from onnx_clrp.steps import Step, Tail, chain
+from onnx_clrp.steps import Readers, Step, Tail, chain
 
 _PASSING = frozenset({"Identity", "Dropout", "Cast"})
 
 
-def tail_of(
-    step: Step, axis: int, all_steps: Sequence[Step], facts: Facts, ends: set[str]
-) -> Tail | None:
+def tail_of(step: Step, axis: int, reading: Readers, facts: Facts, ends: set[str]) -> Tail | None:
     """What is affine by constants right behind a linear map, number by number."""
     factor, shift = np.ones(1, np.float64), np.zeros(1, np.float64)
     found = False
-    for after in chain(step.outputs[0], all_steps, ends):
+    for after in chain(step.outputs[0], reading, ends):
         if after.op in _PASSING and not after.domain:
             continue
         pair = _affine(after, axis, facts)

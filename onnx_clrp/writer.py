@@ -45,6 +45,7 @@ class Writer:
         self._float: type[np.floating[Any]] = np.float32
         self._intervals: dict[str, Interval] = {}
         self._names = set(taken)
+        self._numbers_of: dict[str, int] = {}
         self._written: dict[Any, list[Tensor]] = {}
 
     def __getattr__(self, op: str) -> Callable[..., Tensor]:
@@ -148,10 +149,11 @@ class Writer:
 
     def fresh(self, name: str) -> str:
         """The name, with a number behind it if it is taken."""
-        number, fresh = 1, name
+        number, fresh = self._numbers_of.get(name, 1), name
         while fresh in self._names:
             number += 1
             fresh = f"{name}_{number}"
+        self._numbers_of[name] = number
         self._names.add(fresh)
         return fresh
 
