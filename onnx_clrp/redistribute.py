@@ -122,7 +122,7 @@ def _in_proportion(
     """Each input's share of Z, the sum of all products of agreeing parts: x ⊙ Wᵀ(R / Z)."""
     z = t.sum(f.forward(x, w) for x, w in parts)
     s = t.safe_div(r, z)
-    handed = t.sum(t.Mul(x, f.transpose(s, w)) for x, w in parts)
+    handed = t.sum(t.product(x, f.transpose(s, w)) for x, w in parts)
     if f.exact:
         handed = _balanced(t, handed, t.kept(r, z), [*range(2, t.rank(f.x) + 1)])
     return t.vanishing(handed, f.x) if parts[0][0] is f.x else handed
@@ -237,10 +237,10 @@ def by_sign(t: Tape, terms: Sequence[Tensor], total: Tensor, r: Tensor) -> list[
     if t.vanishes(r, total):  # what is handed on is, as far as there is any, that of a positive sum
         shares = [t.positive(a) for a in terms]
         s = t.Div(r, t.Max(t.sum(shares), TINY))
-        return [t.vanishing(t.Mul(c, s), a) for c, a in zip(shares, terms, strict=True)]
+        return [t.vanishing(t.product(c, s), a) for c, a in zip(shares, terms, strict=True)]
     shares = [a if positive else t.Relu(t.Mul(a, t.Sign(total))) for a in terms]
     s = t.safe_div(r, t.sum(shares), SUM_OF_ZERO)
-    return [t.Mul(c, s) for c in shares]
+    return [t.product(c, s) for c in shares]
 
 
 def by_excitation(t: Tape, terms: Sequence[Tensor], total: Tensor, r: Tensor) -> list[Tensor]:

@@ -43,6 +43,7 @@ class Tape(Writer):
         self.step: Step
         self.picks: dict[str, Tensor] = {}
         """Which score alone has relevance, `[k, N]`, by the name of such relevance `[k, N, C]`."""
+        self._products: dict[str, tuple[Tensor, Tensor]] = {}
         self._vanishing: set[tuple[str, str]] = set()
         self.rectified = 0
         """How many ReLUs gradients have passed."""
@@ -260,7 +261,20 @@ class Tape(Writer):
 
     def quotient(self, r: Tensor, z: Tensor) -> Tensor:
         """`r / z`, or `r` where `z` is 0."""
-        return self.Div(r, self.Add(z, self._nothing(z)))
+        divisor = self.Add(z, self._nothing(z))
+        if r.name not in self._products:
+            return self.Div(r, divisor)
+        x, g = self._products[r.name]
+        return self.Mul(g, self.Div(x, divisor))
+
+    def product(self, x: Tensor, g: Tensor) -> Tensor:
+        """Relevance `x ⊙ g`, for `x` without an axis of targets and `g` with one.
+
+        What it is divided by next divides `x`, once for all targets.
+        """
+        r = self.Mul(x, g)
+        self._products[r.name] = x, g
+        return r
 
     def _nothing(self, z: Tensor) -> Tensor:
         return self.number(self.Less(z, TINY))
