@@ -50,7 +50,8 @@ class Row:
         linear: whether it is a linear map.
         multiply_adds: of a linear map, what running it once for one sample takes; None if the
             model leaves sizes open.
-        runs: how often the explanation of one class runs the map, forward or transposed.
+        runs: how often the explanation of one class runs the map, forward or transposed; never
+            where the row of that class is enough.
         nodes: how many nodes the explainer adds for it.
     """
 
