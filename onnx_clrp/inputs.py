@@ -27,16 +27,17 @@ _NUMPY = {
 }
 
 
-def pieces(samples: Array, batch: int | str | None) -> Iterator[tuple[int, Array]]:
+def pieces(samples: Array, batch: int | str | None, maps: int = 1) -> Iterator[tuple[int, Array]]:
     """Samples in pieces of the size that a model was exported with, or of a modest one.
 
     Args:
         samples: `[N, ...]`.
         batch: the first size of the session's input; a number is fixed, and the last piece is
             filled up to it with its last sample.
+        maps: how many are made of each sample: an open size has fewer samples then.
     """
     fixed = isinstance(batch, int)
-    size = batch if isinstance(batch, int) else _PIECE
+    size = batch if isinstance(batch, int) else max(1, _PIECE // maps)
     for start in range(0, len(samples), size):
         piece = samples[start : start + size]
         missing = size - len(piece) if fixed else 0
