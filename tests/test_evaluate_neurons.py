@@ -225,7 +225,12 @@ def test_the_command_and_its_report_have_neurons(tmp_path: Path) -> None:
         found = summary.diagonal(method)
         assert (found.mean, found.count, found.images) == (np.mean(hits), 6 * COUNT, 6)
         assert f"{found.mean:.3g} [" in done.out
+        for n in range(COUNT):
+            mine = [x for (name, _, of), x in by_map.items() if (name, of) == (method, n)]
+            np.testing.assert_allclose(summary.losses(method)[n], np.mean(mine, axis=0))
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count('class="own"') == 2 * COUNT
+    assert f">{100 * summary.losses('clrp2')[0, 0]:.0f}</td>" in page
     assert "loses most by its own patch" in page
     assert f"{summary.diagonal('clrp2').mean:.2f}" in page
 

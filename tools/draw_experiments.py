@@ -198,6 +198,16 @@ def neurons(runs: Runs) -> str:
     return table(["method", *NETWORKS.values()], rows)
 
 
+def losses(runs: Runs) -> str:
+    """What each neuron of ResNet-18 loses by each patch of CLRP2, in percent."""
+    matrix = 100 * runs("neurons", "resnet18").losses("clrp2")
+    rows = [
+        [f"patch of {i}", *(f"**{x:.1f}**" if i == j else f"{x:.1f}" for j, x in enumerate(row, 1))]
+        for i, row in enumerate(matrix, 1)
+    ]
+    return table(["ResNet-18, CLRP2", *(f"neuron {j + 1}" for j in range(len(matrix)))], rows)
+
+
 def cascade(runs: Runs) -> str:
     """What is left of the maps, in absolute value, after the first and after all stages."""
     rows = []
@@ -220,6 +230,7 @@ TABLES: Mapping[str, Callable[[Runs], str]] = {
     "coco": lambda runs: two_objects(runs, "coco"),
     "deletion": deletion,
     "neurons": neurons,
+    "losses": losses,
     "cascade": cascade,
 }
 

@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from onnx_clrp.errors import UsageError
 from onnx_clrp.evaluate.examples import Gallery, criterion_of, gallery, refuse_others
 from onnx_clrp.evaluate.settings import explains_neurons
@@ -323,6 +325,20 @@ class Report:
         found = {m: self._summary.alike(m) for m in self._summary.methods}
         columns = [_column(m, {x: f[m.name] for x, f in found.items()}, False) for m in _LIKENESS]
         return [column for column in columns if not column.empty]
+
+    @cached_property
+    def losses(self) -> list[tuple[Line, list[list[tuple[float, float]]]]]:
+        """What neurons lose by each other's patches: numbers, and their shades from 0 to 1."""
+        if self._summary.neurons is None:
+            return []
+        found = []
+        for line in self.methods:
+            if explains_neurons(line.name):
+                matrix = self._summary.losses(line.name)
+                most = float(np.nanmax(matrix, initial=0)) or 1.0
+                rows = [[(float(x), max(float(x), 0) / most) for x in row] for row in matrix]
+                found.append((line, rows))
+        return found
 
     @property
     def failed(self) -> list[dict[str, str]]:

@@ -163,6 +163,20 @@ class Summary:
         np.divide(drops.astype(np.float64), said, out=parts, where=said.astype(np.float64) != 0)
         return parts.reshape(-1, self.settings.neurons)
 
+    def losses(self, method: str) -> NDArray[np.float64]:
+        """The mean of that over pictures, `[n, n]`: row by row the patch of a neuron.
+
+        The neurons are in the order of their activity in each picture, so that a row is no channel.
+        NaN where no map found a patch.
+        """
+        lost = self.lost(method)
+        each = lost.reshape(-1, lost.shape[1], lost.shape[1])
+        known = ~np.isnan(each)
+        total, count = np.where(known, each, 0).sum(0), known.sum(0)
+        mean = np.full(total.shape, np.nan)
+        np.divide(total, count, out=mean, where=count > 0)
+        return mean
+
     def diagonal(self, method: str) -> Estimate:
         """How often the neuron that a patch was found for is the one that loses most by it."""
         lost = self.lost(method)
@@ -240,7 +254,9 @@ class Summary:
             }
         if self.neurons is not None:
             told = filter(explains_neurons, self.methods)
-            found["neurons"] = {m: asdict(self.diagonal(m)) for m in told}
+            found["neurons"] = {
+                m: {**asdict(self.diagonal(m)), "losses": self.losses(m).tolist()} for m in told
+            }
         if self.cascade is not None:
             found["cascade"] = {
                 column: {
