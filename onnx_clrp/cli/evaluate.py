@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +32,19 @@ _NEEDS = "evaluate needs further libraries: pip install 'onnx-clrp[evaluate]'"
 _SHOWN = (0.1, 0.3, 0.5, 0.7, 0.9)
 """Shares of the energy that the printed table has, of all that are swept."""
 
-_FADING = {
-    "rank correlation": "rank_correlation",
-    "of absolute values": "magnitude_correlation",
-}
+
+def _number(flag: str, field: str, least: int, text: str | None = None) -> Callable[..., Any]:
+    """An option for a number of the settings, with their default."""
+    return click.option(
+        flag,
+        field,
+        type=click.IntRange(min=least),
+        default=getattr(Settings, field),
+        show_default=True,
+        metavar="N",
+        help=text,
+    )
+
 
 _data_options = common.together(
     click.option(
@@ -81,14 +92,7 @@ _experiment_options = common.together(
         help=f"May be given several times.  [default: {', '.join(Settings.experiments)}]",
     ),
     click.option("--layer", metavar="NAME", help="The layer of the experiment with neurons."),
-    click.option(
-        "--neurons",
-        type=click.IntRange(min=2),
-        default=Settings.neurons,
-        show_default=True,
-        metavar="N",
-        help="How many of its neurons, the most active ones.",
-    ),
+    _number("--neurons", "neurons", 2, "How many of its neurons, the most active ones."),
     click.option(
         "--patch",
         "patches",
@@ -105,58 +109,23 @@ _experiment_options = common.together(
         show_default=True,
         help="What makes a probability of the scores.",
     ),
-    click.option(
-        "--tolerance",
-        type=click.IntRange(min=0),
-        default=Settings.tolerance,
-        show_default=True,
-        metavar="N",
-        help="Pixels that a peak may lie beside the box.",
-    ),
-    click.option(
-        "--steps",
-        type=click.IntRange(min=2),
-        default=Settings.steps,
-        show_default=True,
-        metavar="N",
-        help="Steps of a deletion or insertion curve.",
-    ),
-    click.option(
+    _number("--tolerance", "tolerance", 0, "Pixels that a peak may lie beside the box."),
+    _number("--steps", "steps", 2, "Steps of a deletion or insertion curve."),
+    _number(
         "--stages",
-        type=click.IntRange(min=1),
-        default=Settings.stages,
-        show_default=True,
-        metavar="N",
-        help="Of a cascade: how often further layers are shuffled, until all are.",
+        "stages",
+        1,
+        "Of a cascade: how often further layers are shuffled, until all are.",
     ),
-    click.option(
+    _number(
         "--shuffled-pictures",
-        type=click.IntRange(min=1),
-        default=Settings.shuffled_pictures,
-        show_default=True,
-        metavar="N",
-        help="Pictures that a cascade explains, drawn at random.",
+        "shuffled_pictures",
+        1,
+        "Pictures that a cascade explains, drawn at random.",
     ),
-    click.option(
-        "--objects",
-        "most_objects",
-        type=click.IntRange(min=1),
-        default=Settings.most_objects,
-        show_default=True,
-        metavar="N",
-        help="Objects of a picture that are explained at most.",
-    ),
-    click.option(
-        "--batch",
-        type=click.IntRange(min=1),
-        default=Settings.batch,
-        show_default=True,
-        metavar="N",
-        help="Pictures that are explained together.",
-    ),
-    click.option(
-        "--seed", type=click.IntRange(min=0), default=Settings.seed, show_default=True, metavar="N"
-    ),
+    _number("--objects", "most_objects", 1, "Objects of a picture that are explained at most."),
+    _number("--batch", "batch", 1, "Pictures that are explained together."),
+    _number("--seed", "seed", 0),
     click.option(
         "--largest",
         type=click.FloatRange(0, 1, min_open=True),
@@ -298,17 +267,15 @@ def _dataset(
 
 def _settings(given: dict[str, Any]) -> Settings:
     """The settings that were given, and the usual ones for all others."""
-    names = (
-        *("experiments", "patches", "probability", "tolerance", "steps"),
-        *("layer", "neurons", "stages", "shuffled_pictures"),
-        *("most_objects", "batch", "save_maps", "seed"),
-    )
+    names = [f.name for f in fields(Settings) if f.name in given]
     chosen = {name: given.pop(name) for name in names}
     chosen["methods"] = given.pop("method")
     return Settings(**{name: value for name, value in chosen.items() if value != ()})
 
 
 def _print(summary: Summary, out: Path) -> None:
+    from onnx_clrp.evaluate.summary import FADING
+
     for experiment in summary.settings.experiments:
         columns = [m for m in summary.measures if m.experiment == experiment]
         rows = [
@@ -321,10 +288,12 @@ def _print(summary: Summary, out: Path) -> None:
         told = [[m, _text(summary.diagonal(m))] for m in summary.methods if explains_neurons(m)]
         print_table(["method", "neurons that lose most by their own patch"], told)
     if summary.cascade is not None:
-        for title, column in _FADING.items():
-            fading = {m: summary.fading(m, column) for m in summary.methods}
+        for measure in FADING:
+            fading = {m: summary.fading(m, measure.name) for m in summary.methods}
             heads = [f"{n} shuffled" for n, _ in next(iter(fading.values()))]
-            print_table([title, *heads], [[m, *map(_text, f.values())] for m, f in fading.items()])
+            print_table(
+                [measure.title, *heads], [[m, *map(_text, f.values())] for m, f in fading.items()]
+            )
     if summary.settings.wants("pointing"):
         shares = [f"p = {share:g}" for share in _SHOWN]
         swept = [[m, *map(_text, summary.sweep(m, _SHOWN))] for m in summary.methods]

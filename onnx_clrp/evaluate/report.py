@@ -16,7 +16,7 @@ from onnx_clrp.errors import UsageError
 from onnx_clrp.evaluate.examples import Gallery, criterion_of, gallery, refuse_others
 from onnx_clrp.evaluate.settings import explains_neurons
 from onnx_clrp.evaluate.statistics import Estimate, Paired
-from onnx_clrp.evaluate.summary import SHARES, Measure, Summary
+from onnx_clrp.evaluate.summary import FADING, SHARES, Measure, Summary
 from onnx_clrp.files import write_whole
 from onnx_clrp.methods import METHODS
 from onnx_clrp.model import load
@@ -45,10 +45,6 @@ _LIKENESS = (
 )
 
 _OWN_PATCH = Measure("diagonal", "loses most by its own patch", "neurons")
-_FADING = (
-    Measure("rank_correlation", "rank correlation", "cascade", False),
-    Measure("magnitude_correlation", "rank correlation of absolute values", "cascade", False),
-)
 _NOTHING = Estimate(None, None, None, 0, 0, 0)
 
 _COLUMNS = {
@@ -309,7 +305,7 @@ class Report:
         """What is left of the maps as layers are shuffled; None if none were."""
         if self._summary.cascade is None:
             return None
-        found = {m: self._summary.fading(m, _FADING[1].name) for m in self._summary.methods}
+        found = {m: self._summary.fading(m, FADING[1].name) for m in self._summary.methods}
         stages = [*next(iter(found.values()))]
         heads = [f"{n}, {layer}" if layer else "0" for n, layer in stages]
         shares = [n / stages[-1][0] for n, _ in stages]
@@ -372,7 +368,7 @@ class Report:
             return Section(name, [_column(_OWN_PATCH, told)], [], [])
         if name == "cascade":
             ends = {
-                m: {x: [*summary.fading(x, m.name).values()][-1] for x in methods} for m in _FADING
+                m: {x: [*summary.fading(x, m.name).values()][-1] for x in methods} for m in FADING
             }
             return Section(name, [_column(m, found, False) for m, found in ends.items()], [], [])
         measures = [m for m in summary.measures if m.experiment == name]

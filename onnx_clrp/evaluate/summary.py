@@ -41,6 +41,13 @@ class Measure:
     more_is_better: bool = True
 
 
+FADING = (
+    Measure("rank_correlation", "rank correlation", "cascade", False),
+    Measure("magnitude_correlation", "rank correlation of absolute values", "cascade", False),
+)
+"""What tells how like their first form maps are once layers are shuffled."""
+
+
 def measures_of(settings: Settings) -> list[Measure]:
     """What an evaluation with these settings measures."""
     found: list[Measure] = []
@@ -192,7 +199,7 @@ class Summary:
 
         Args:
             method: the method.
-            column: `"rank_correlation"`, or `"magnitude_correlation"`, that of absolute values.
+            column: the name of one of `FADING`.
 
         Returns:
             For each number of shuffled layers, and the one that was shuffled last, the mean over
@@ -259,14 +266,14 @@ class Summary:
             }
         if self.cascade is not None:
             found["cascade"] = {
-                column: {
+                measure.name: {
                     m: [
                         {"stage": n, "layer": layer, **asdict(e)}
-                        for (n, layer), e in self.fading(m, column).items()
+                        for (n, layer), e in self.fading(m, measure.name).items()
                     ]
                     for m in self.methods
                 }
-                for column in ("rank_correlation", "magnitude_correlation")
+                for measure in FADING
             }
         return found
 
