@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -95,102 +96,120 @@ def title(method: str) -> str:
     return METHODS[method].title
 
 
-def by_network(
-    runs: Runs, experiment: str, columns: Mapping[str, Callable[[Summary, str], str]]
-) -> str:
+Tell = Callable[[str, str], str]
+"""`(network, method) -> what a cell says`."""
+
+
+def by_network(methods: Sequence[str], columns: Mapping[str, Tell]) -> str:
     """A row for each network and method, a column for each thing that is told of it."""
     rows = []
     for network, name in NETWORKS.items():
-        summary = runs(experiment, network)
-        for i, method in enumerate(summary.methods):
-            cells = [tell(summary, method) for tell in columns.values()]
+        for method in methods:
+            cells = [tell(network, method) for tell in columns.values()]
             if set(cells) != {NOTHING}:
-                rows.append([f"**{name}**" if i == 0 else "", title(method), *cells])
+                first = f"**{name}**" if method == methods[0] else ""
+                rows.append([first, title(method), *cells])
     return table(["network", "method", *columns], rows)
 
 
-def _mean(name: str, digits: int = 3) -> Callable[[Summary, str], str]:
-    return lambda summary, method: shown(summary.mean(measure(summary, name), method), digits)
+def mean(
+    runs: Runs, experiment: str, name: str, digits: int = 3, largest: float | None = None
+) -> Tell:
+    """A measure's means, of objects of at most that size."""
+
+    def tell(network: str, method: str) -> str:
+        summary = runs(experiment, network, largest)
+        return shown(summary.mean(measure(summary, name), method), digits)
+
+    return tell
+
+
+def methods_of(runs: Runs, experiment: str) -> Sequence[str]:
+    """The methods of an experiment, the same for all networks."""
+    return runs(experiment, next(iter(NETWORKS))).methods
 
 
 def pointing(runs: Runs) -> str:
     """The pointing game, on all objects and on small ones."""
-    rows = []
-    for network, name in NETWORKS.items():
-        each = [runs("ilsvrc", network, largest) for largest in SMALLER.values()]
-        for i, method in enumerate(each[0].methods):
-            cells = [shown(s.mean(measure(s, "pointing"), method)) for s in each]
-            rows.append([f"**{name}**" if i == 0 else "", title(method), *cells])
-    counts = [runs("ilsvrc", "resnet18", largest).pictures for largest in SMALLER.values()]
-    heads = [f"{what} ({count})" for what, count in zip(SMALLER, counts, strict=True)]
-    return table(["network", "method", *heads], rows)
+    columns = {
+        f"{what} ({runs('ilsvrc', 'resnet18', largest).pictures})": mean(
+            runs, "ilsvrc", "pointing", largest=largest
+        )
+        for what, largest in SMALLER.items()
+    }
+    return by_network(methods_of(runs, "ilsvrc"), columns)
 
 
 def energy(runs: Runs) -> str:
     """How much of the energy comes before the first pixel outside, and how much lies inside."""
-    rows = []
-    for network, name in NETWORKS.items():
-        whole, small = runs("ilsvrc", network), runs("ilsvrc", network, 0.25)
-        for i, method in enumerate(whole.methods):
-            cells = [
-                shown(s.mean(measure(s, column), method))
-                for column in ("reach", "inside")
-                for s in (whole, small)
-            ]
-            rows.append([f"**{name}**" if i == 0 else "", title(method), *cells])
-    heads = [
-        *("before the first pixel outside, all", "the same, boxes ≤ ¼"),
-        *("inside the boxes, all", "the same, boxes ≤ ¼"),
-    ]
-    return table(["network", "method", *heads], rows)
+    columns = {
+        f"{what}, {of}": mean(runs, "ilsvrc", name, largest=SMALLER[of])
+        for what, name in (("before the first pixel outside", "reach"), ("inside", "inside"))
+        for of in ("all", "boxes ≤ ¼")
+    }
+    return by_network(methods_of(runs, "ilsvrc"), columns)
 
 
 def ablation(runs: Runs) -> str:
     """What the patch at the maximum is worth."""
     columns = {
-        "score, 9 × 9": _mean("drop_9"),
-        "score, 31 × 31": _mean("drop_31"),
-        "probability, 9 × 9": _mean("probability_drop_9", 4),
-        "probability, 31 × 31": _mean("probability_drop_31"),
+        "score, 9 × 9": mean(runs, "ilsvrc", "drop_9"),
+        "score, 31 × 31": mean(runs, "ilsvrc", "drop_31"),
+        "probability, 9 × 9": mean(runs, "ilsvrc", "probability_drop_9", 4),
+        "probability, 31 × 31": mean(runs, "ilsvrc", "probability_drop_31"),
     }
-    return by_network(runs, "ilsvrc", columns)
+    return by_network(methods_of(runs, "ilsvrc"), columns)
 
 
 def against_lrp(runs: Runs) -> str:
     """CLRP against LRP, on the same maps."""
-    names = ("pointing", "reach", "inside", "drop_9", "drop_31")
-    rows = []
-    for network, name in NETWORKS.items():
+
+    @cache
+    def found(network: str, name: str) -> Mapping[str, Paired]:
         summary = runs("ilsvrc", network)
-        for method in ("clrp1", "clrp2"):
-            found = [summary.compared(measure(summary, n), "lrp")[method] for n in names]
-            first = f"**{name}**" if method == "clrp1" else ""
-            rows.append([first, title(method), *(compared(f) for f in found)])
-    heads = ["hits", "energy before the first pixel outside", "energy inside", "9 × 9", "31 × 31"]
-    return table(["network", "method", *heads], rows)
+        return summary.compared(measure(summary, name), "lrp")
+
+    def tell(name: str) -> Tell:
+        return lambda network, method: compared(found(network, name)[method])
+
+    columns = {
+        "hits": tell("pointing"),
+        "energy before the first pixel outside": tell("reach"),
+        "energy inside": tell("inside"),
+        "9 × 9": tell("drop_9"),
+        "31 × 31": tell("drop_31"),
+    }
+    return by_network(("clrp1", "clrp2"), columns)
 
 
 def two_objects(runs: Runs, experiment: str) -> str:
     """How well a map of one object leaves the other one alone."""
-    columns: dict[str, Callable[[Summary, str], str]] = {
-        "hits": _mean("pointing"),
-        "energy in its own boxes": _mean("inside"),
-        "in those of others": _mean("in_others"),
-        "cosine of two maps": lambda s, m: shown(s.alike(m)["cosine"]),
-        "rank correlation": lambda s, m: shown(s.alike(m)["rank_correlation"]),
+
+    def alike(column: str) -> Tell:
+        return lambda network, method: shown(runs(experiment, network).alike(method)[column])
+
+    columns = {
+        "hits": mean(runs, experiment, "pointing"),
+        "energy in its own boxes": mean(runs, experiment, "inside"),
+        "in those of others": mean(runs, experiment, "in_others"),
+        "cosine of two maps": alike("cosine"),
+        "rank correlation": alike("rank_correlation"),
     }
-    return by_network(runs, experiment, columns)
+    return by_network(methods_of(runs, experiment), columns)
 
 
 def deletion(runs: Runs) -> str:
     """Areas under the curves."""
-    columns = {"deletion (less is better)": _mean("deletion"), "insertion": _mean("insertion")}
-    return by_network(runs, "deletion", columns)
+    columns = {
+        "deletion (less is better)": mean(runs, "deletion", "deletion"),
+        "insertion": mean(runs, "deletion", "insertion"),
+    }
+    return by_network(methods_of(runs, "deletion"), columns)
 
 
 def neurons(runs: Runs) -> str:
     """How often the neuron loses most whose patch it is."""
-    methods = [m for m in runs("neurons", "resnet18").methods if m != "clrp1"]
+    methods = [m for m in methods_of(runs, "neurons") if m != "clrp1"]
     rows = [
         [title(m), *(shown(runs("neurons", network).diagonal(m)) for network in NETWORKS)]
         for m in methods
@@ -211,7 +230,7 @@ def losses(runs: Runs) -> str:
 def cascade(runs: Runs) -> str:
     """What is left of the maps, in absolute value, after the first and after all stages."""
     rows = []
-    for method in runs("cascade", "resnet18").methods:
+    for method in methods_of(runs, "cascade"):
         cells = []
         for network in NETWORKS:
             found = [*runs("cascade", network).fading(method, "magnitude_correlation").values()]
