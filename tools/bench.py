@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +19,7 @@ from typing import Any
 import click
 from benchmark.report import draw, notes, page, tables
 from benchmark.settings import Settings
+from processes import Row, json_rows
 from rich.console import Console
 from rich.progress import track
 
@@ -35,7 +34,6 @@ MODELS = (
 )
 CONVERTED = ("vgg16", "densenet201")
 
-Row = dict[str, Any]
 Results = dict[str, Any]
 
 
@@ -44,21 +42,9 @@ def rows_of(part: str, *arguments: object) -> list[Row]:
 
     Each has a process of its own, so that memory is given back and its peak is that of one thing.
     """
-    folders = (ROOT, ROOT / "tools", ROOT / "tests")
-    done = subprocess.run(
-        [sys.executable, "-m", f"benchmark.{part}", *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["failed without a word"])[-1]
-        if done.returncode < 0:  # by a signal
-            last = "it needs more memory than the machine has"
-        rows.append({"failed": last})
-    return rows
+    words = ["-m", f"benchmark.{part}", *map(str, arguments)]
+    rows, failure = json_rows(words, [ROOT, ROOT / "tools", ROOT / "tests"])
+    return rows if failure is None else [*rows, {"failed": failure}]
 
 
 def measured(name: str, settings: Settings) -> dict[str, list[Row]]:

@@ -7,15 +7,12 @@ python tools/model_table.py --results models.jsonl resnet18   # only these
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 import torchvision
+from processes import Row, json_rows
 from rich.progress import track
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -26,8 +23,6 @@ _TRANSFORMERS = ("vit", "swin", "maxvit")
 _SIZE, _LARGER = 64, {"inception_v3": 128, "alexnet": 224, "vgg": 224}
 """Pixels of a side: few, since a float64 reference of every network has to be calculated. Some
 families need more: the older exporter knows no adaptive pooling that makes a plane larger."""
-
-Row = dict[str, Any]
 
 
 def classifiers() -> list[str]:
@@ -40,20 +35,10 @@ def measured(name: str, exporters: Sequence[str]) -> Iterable[Row]:
     """The rows of one classifier, from a process of its own, so that memory is given back."""
     script = str(ROOT / "tools" / "measure_model.py")
     size = str(next((n for family, n in _LARGER.items() if name.startswith(family)), _SIZE))
-    done = subprocess.run(
-        [sys.executable, script, name, size, *exporters],
-        env={**os.environ, "PYTHONPATH": str(ROOT / "tests")},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["failed without a word"])[-1]
-        if done.returncode < 0:  # by a signal
-            last = "not measured: it needs more memory than the machine had"
+    rows, failure = json_rows([script, name, size, *exporters], [ROOT / "tests"])
+    if failure is not None:
         missing = [e for e in exporters if e not in {row["exporter"] for row in rows}]
-        rows += [{"model": name, "exporter": e, "error": last} for e in missing]
+        rows += [{"model": name, "exporter": e, "error": failure} for e in missing]
     return rows
 
 
