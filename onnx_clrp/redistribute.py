@@ -233,11 +233,11 @@ Sharing = Callable[["Tape", "Sequence[Tensor]", "Tensor", "Tensor"], "list[Tenso
 
 def by_sign(t: Tape, terms: Sequence[Tensor], total: Tensor, r: Tensor) -> list[Tensor]:
     """R_a = R c_a / Σc, c_a = max(a sgn(y), 0): z⁺ over unit weights."""
-    positive = all(t.nonnegative(a) for a in terms)  # then so is the sum, and each is its share
     if t.vanishes(r, total):  # what is handed on is, as far as there is any, that of a positive sum
         shares = [t.positive(a) for a in terms]
         s = t.Div(r, t.Max(t.sum(shares), TINY))
         return [t.vanishing(t.product(c, s), a) for c, a in zip(shares, terms, strict=True)]
+    positive = all(t.nonnegative(a) for a in terms)  # then so is the sum, and each is its share
     shares = [a if positive else t.Relu(t.Mul(a, t.Sign(total))) for a in terms]
     s = t.safe_div(r, t.sum(shares), SUM_OF_ZERO)
     return [t.product(c, s) for c in shares]

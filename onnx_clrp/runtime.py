@@ -245,7 +245,8 @@ class Explainer:
     def _scoring(self) -> Any:
         """A session for the scores: of a larger graph ONNX Runtime runs every node, asked or not.
 
-        The model is read once more for it, since one that is kept would double the memory.
+        A model that came as a path is read once more for it, since one that is kept would double
+        the memory; one that came from memory is the caller's, and is kept.
         """
         proto = self._made()
         if metadata(proto) != self._metadata:
