@@ -37,6 +37,9 @@ class LinearMap:
         bias: `b`, so that it broadcasts to `y`; None without one.
         count: for a mean, what the sum over its elements is divided by.
         output: the tensor that holds `W x + b`, where there is one.
+        plus: `(x, w, number) -> w x + number`, where the number costs nothing.
+        inputs: the axes of `x` and `weight` along which the inputs lie, where one map of twice as
+            many is faster than two: where there are more outputs than inputs.
     """
 
     x: Tensor
@@ -51,6 +54,8 @@ class LinearMap:
     bias: Tensor | None = None
     count: Callable[[], Operand] | None = None
     output: Tensor | None = None
+    plus: Callable[[Tensor, Tensor, float], Tensor] | None = None
+    inputs: tuple[int, int] | None = None
 
 
 Hand = Callable[["Tape", LinearMap, "Tensor"], "Tensor"]
@@ -120,12 +125,26 @@ def _in_proportion(
     t: Tape, f: LinearMap, parts: Sequence[tuple[Tensor, Tensor]], r: Tensor
 ) -> Tensor:
     """Each input's share of Z, the sum of all products of agreeing parts: x ⊙ Wᵀ(R / Z)."""
-    z = t.sum(f.forward(x, w) for x, w in parts)
-    s = t.safe_div(r, z)
+    z, lowered = _denominator(t, f, parts)
+    s = t.safe_div(r, z, lowered=lowered)
     handed = t.sum(t.product(x, f.transpose(s, w)) for x, w in parts)
     if f.exact:
         handed = _balanced(t, handed, t.kept(r, z), [*range(2, t.rank(f.x) + 1)])
     return t.vanishing(handed, f.x) if parts[0][0] is f.x else handed
+
+
+def _denominator(
+    t: Tape, f: LinearMap, parts: Sequence[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor | None]:
+    """Z, and a little less than Z where that costs nothing, as `Tape.safe_div` takes them."""
+    if f.inputs is not None and len(parts) > 1:
+        xs, ws = zip(*parts, strict=True)
+        x_axis, w_axis = f.inputs
+        parts = [(t.Concat(*xs, axis=x_axis), t.Concat(*ws, axis=w_axis))]
+    *others, (x, w) = parts
+    before = [f.forward(a, b) for a, b in others]
+    lowered = None if f.plus is None else t.sum([*before, f.plus(x, w, -TINY)])
+    return t.sum([*before, f.forward(x, w)]), lowered
 
 
 def _balanced(t: Tape, handed: Tensor, arrived: Tensor, axes: list[int]) -> Tensor:

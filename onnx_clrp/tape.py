@@ -42,7 +42,8 @@ class Tape(Writer):
         self.composite: Composite
         self.step: Step
         self.picks: dict[str, Tensor] = {}
-        """Which score alone has relevance, `[k, N]`, by the name of such relevance `[k, N, C]`."""
+        """Which channel alone has relevance, `[k, N]`, by the name of such relevance
+        `[k, N, C, …]`."""
         self._products: dict[str, tuple[Tensor, Tensor]] = {}
         self._vanishing: set[tuple[str, str]] = set()
         self.rectified = 0
@@ -169,6 +170,12 @@ class Tape(Writer):
         """
         return (r.name, x.name) in self._vanishing
 
+    def still_picked(self, r: Tensor, handed: Tensor) -> Tensor:
+        """Relevance that lies in the same channels as `r` does."""
+        if r.name in self.picks:
+            self.picks[handed.name] = self.picks[r.name]
+        return handed
+
     # -- sizes and shapes ----------------------------------------------------------------------
 
     def sizes(self, x: Tensor, axes: Sequence[int]) -> Sizes:
@@ -246,26 +253,46 @@ class Tape(Writer):
             first = self.Add(first, term)
         return first
 
-    def safe_div(self, r: Tensor, z: Tensor, why: str = BIAS_ALONE) -> Tensor:
+    def safe_div(
+        self, r: Tensor, z: Tensor, why: str = BIAS_ALONE, lowered: Tensor | None = None
+    ) -> Tensor:
         """`r / z` for `z >= 0`, where 0/0 is 0; `why` tells the ledger what that means.
 
         Where `z` is 0 the quotient is `r`, which is finite; every contribution that it is
         multiplied with there is 0, so that the relevance is absorbed.
+
+        Args:
+            r: relevance.
+            z: what it is divided by.
+            why: why it has no receiver where that is 0.
+            lowered: `z` less `TINY`, where there is such a tensor.
         """
         self.absorb(self.Mul(r, self._nothing(z)), why)
-        return self.quotient(r, z)
+        return self.quotient(r, z, lowered)
 
     def kept(self, r: Tensor, z: Tensor) -> Tensor:
         """Of `r` what `safe_div` does not let be absorbed."""
         return self.Sub(r, self.Mul(r, self._nothing(z)))
 
-    def quotient(self, r: Tensor, z: Tensor) -> Tensor:
+    def quotient(self, r: Tensor, z: Tensor, lowered: Tensor | None = None) -> Tensor:
         """`r / z`, or `r` where `z` is 0."""
-        divisor = self.Add(z, self._nothing(z))
+        divisor = self._divisor(z, lowered)
         if r.name not in self._products:
             return self.Div(r, divisor)
         x, g = self._products[r.name]
         return self.Mul(g, self.Div(x, divisor))
+
+    def _divisor(self, z: Tensor, lowered: Tensor | None) -> Tensor:
+        """`z >= 0`, or 1 where it is 0.
+
+        TINY less than anything in use is itself, and less than 0 is -TINY, of which a leaky ReLU
+        makes 1. Runtimes have both in a convolution for nothing; to compare and to add takes three
+        passes over memory.
+        """
+        if self.is_double:  # runtimes have no such activation of it
+            return self.Add(z, self._nothing(z))
+        lowered = self.Sub(z, TINY) if lowered is None else lowered
+        return self.LeakyRelu(lowered, alpha=-1 / TINY)
 
     def product(self, x: Tensor, g: Tensor) -> Tensor:
         """Relevance `x ⊙ g`, for `x` without an axis of targets and `g` with one.
@@ -294,7 +321,7 @@ class Tape(Writer):
 
     def negative(self, x: Tensor) -> Tensor:
         """`x⁻ = min(x, 0)`."""
-        return self.Sub(x, self.Relu(x))
+        return self.Clip(x, None, 0.0)
 
     def agreeing_parts(self, x: Tensor, w: Tensor) -> list[tuple[Tensor, Tensor]]:
         """The parts of `x` and `w` whose product is not negative: one pair for a proven sign."""

@@ -137,6 +137,11 @@ class Writer:
         finally:
             self._float = np.float32
 
+    @property
+    def is_double(self) -> bool:
+        """Are numbers and casts float64 now?"""
+        return self._float is np.float64
+
     def interval(self, x: Tensor) -> Interval:
         """What the tensor's values are proven to lie between."""
         return self._intervals.get(x.name) or self.facts.interval(x)

@@ -29,6 +29,16 @@ CASES: dict[str, tuple[tuple[int, ...], int, int, int, dict[str, Any], tuple[int
     "depthwise, dilated": ((5, 3), 6, 6, 6, {"dilations": [1, 2], "pads": [2, 2, 2, 2]}, (7, 8)),
     "depthwise, more out than in": ((3, 3), 6, 12, 6, {"pads": [1, 1, 1, 1]}, (5, 6)),
     "depthwise with strides": ((3, 3), 6, 6, 6, {"pads": [1, 1, 1, 1], "strides": [2, 2]}, (6, 7)),
+    "depthwise with large windows": (
+        (5, 4),
+        *(6, 6, 6, {"pads": [2, 1, 2, 2], "strides": [2, 3]}, (34, 35)),
+    ),
+    "depthwise on a large plane": (
+        (3, 3),
+        *(6, 6, 6, {"pads": [1, 1, 1, 1], "strides": [2, 2]}, (34, 35)),
+    ),
+    "depthwise with gaps": ((1, 2), 6, 6, 6, {"strides": [2, 3]}, (7, 8)),
+    "depthwise along one axis": ((3,), 6, 6, 6, {"pads": [0, 1], "strides": [2]}, (9,)),
     "one axis": ((3,), 8, 16, 1, {"pads": [1, 0]}, (9,)),
     "three axes": ((2, 3, 2), 8, 16, 1, {"pads": [0, 1, 1, 1, 1, 0]}, (4, 5, 3)),
     "same upper": ((2, 4), 8, 16, 1, {"auto_pad": "SAME_UPPER"}, (5, 6)),
@@ -106,8 +116,11 @@ def test_the_adjoint_is_that_of_autograd(case: str, known: bool) -> None:
     ("case", "operator"),
     [
         *((case, "Conv") for case in ("1x1", "3x3", "uneven pads", "dilated", "depthwise")),
+        *((case, "Conv") for case in ("depthwise with strides", "depthwise with large windows")),
         *((case, "ConvTranspose") for case in ("to few channels", "of odd channels", "strides")),
         ("pads beyond the kernel", "ConvTranspose"),
+        ("depthwise on a large plane", "ConvTranspose"),
+        ("depthwise with gaps", "ConvTranspose"),
     ],
 )
 def test_a_convolution_takes_its_place_where_that_is_faster(case: str, operator: str) -> None:

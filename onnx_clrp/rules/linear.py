@@ -11,6 +11,7 @@ import numpy as np
 from onnx_clrp.errors import UnsupportedError
 from onnx_clrp.redistribute import LinearMap
 from onnx_clrp.rules import gradient, rule
+from onnx_clrp.rules.adjoint import adjoint
 from onnx_clrp.rules.window import Window, same_pads
 
 if TYPE_CHECKING:
@@ -45,11 +46,18 @@ def conv(
         return window.convolve(t, a, weight, group)
 
     def transpose(s: Tensor, weight: Tensor) -> Tensor:
-        return t.like(window.adjoint(t, t.flat(s, y), weight, x, y, group, (m, c)), x)
+        return t.like(adjoint(t, window, t.flat(s, y), weight, x, y, group, (m, c)), x)
+
+    if window.is_pointwise and group == 1 and _is_picked(t, r, bias):
+        return _of_rows(t, r, y, x, t.Reshape(w, [m, c]), bias, positions=len(kernel))
+
+    def plus(a: Tensor, weight: Tensor, number: float) -> Tensor:
+        return window.convolve(t, a, weight, group, np.full(m, number, np.float32))
 
     offset = _laid(t, bias, len(window.kernel))
     f = LinearMap(x, y, w, forward, transpose, outputs=0, bias=offset, output=_output(t, y))
-    return t.redistribute(f, r)
+    joint = (1, 1) if group == 1 and m > c else None
+    return t.redistribute(replace(f, plus=plus, inputs=joint), r)
 
 
 @gradient("ConvTranspose")
@@ -119,7 +127,7 @@ def gemm(
         raise UnsupportedError(_OVER_BATCH)
     w, offset = _times(t, b, alpha), None if bias is None else _times(t, bias, beta)
     if _is_picked(t, r, bias):
-        return _of_rows(t, r, y, a, w, offset, 0 if transB else 1)
+        return _of_rows(t, r, y, a, w, offset, axis=0 if transB else 1)
 
     def forward(data: Tensor, weight: Tensor) -> Tensor:
         return t.Gemm(data, weight, transB=transB)
@@ -139,25 +147,38 @@ def _is_picked(t: Tape, r: Tensor, bias: Tensor | None) -> bool:
 
 
 def _of_rows(
-    t: Tape, r: Tensor, y: Tensor, x: Tensor, w: Tensor, bias: Tensor | None, axis: int
+    t: Tape,
+    r: Tensor,
+    y: Tensor,
+    x: Tensor,
+    w: Tensor,
+    bias: Tensor | None,
+    *,
+    axis: int = 0,
+    positions: int = 0,
 ) -> Tensor:
     """The map to the scores that relevance comes from alone: one row of `W` for each target.
 
-    All others have no relevance to hand on, so that nothing need be known of them.
+    All others have no relevance to hand on, so that nothing need be known of them. Behind the
+    channels `x` and `y` have so many axes of positions, for each of which the map is the same.
     """
-    chosen = t.picks[r.name]
+    chosen, channels = t.picks[r.name], [-1 - positions]
+    behind = [*range(-positions, 0)]
     rows = t.Gather(w, chosen, axis=axis)  # [k, N, F], or with the axis of x in front
     rows = rows if axis == 0 else t.Transpose(rows, perm=[1, 2, 0])
-    offset = None if bias is None else t.Unsqueeze(t.Gather(bias, chosen, axis=0), [-1])
+    rows = t.Unsqueeze(rows, behind) if behind else rows
+    offset = (
+        None if bias is None else t.Unsqueeze(t.Gather(bias, chosen, axis=0), channels + behind)
+    )
 
     def forward(data: Tensor, weight: Tensor) -> Tensor:
-        return t.ReduceSum(t.Mul(data, weight), [-1], keepdims=1)
+        return t.ReduceSum(t.Mul(data, weight), channels, keepdims=1)
 
     def transpose(s: Tensor, weight: Tensor) -> Tensor:
         return t.Mul(s, weight)
 
-    f = LinearMap(x, y, rows, forward, transpose, dense=True, bias=offset)
-    return t.redistribute(f, t.ReduceSum(r, [-1], keepdims=1))
+    f = LinearMap(x, y, rows, forward, transpose, dense=not positions, bias=offset)
+    return t.redistribute(f, t.ReduceSum(r, channels, keepdims=1))
 
 
 def _gemm_on_the_right(
@@ -197,7 +218,7 @@ def matmul(t: Tape, r: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
     left = t.carries(a)
     x, w = (a, b) if left else (b, a)
     if left and t.rank(x) == len(_shape(t, w)) == 2 and _is_picked(t, r, None):
-        return _of_rows(t, r, y, x, w, None, 1)
+        return _of_rows(t, r, y, x, w, None, axis=1)
     if t.rank(x) < (2 if left else 3):
         raise UnsupportedError(_OVER_BATCH)
     axes = [*range(len(_shape(t, w)))]

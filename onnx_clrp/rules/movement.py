@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +32,9 @@ def reshape(
     allowzero: int = 0,
 ) -> Tensor:
     """adjoint: back to the input's shape."""
-    return t.like(r, x)
+    of_x, of_y = (t.dims(z, range(1, t.rank(z))) or [] for z in (x, y))
+    same_channels = of_x[:1] == of_y[:1] != [] and prod(of_x) == prod(of_y)
+    return t.still_picked(r, t.like(r, x)) if same_channels else t.like(r, x)
 
 
 @rule("Transpose", bounds=Kind.MOVEMENT)

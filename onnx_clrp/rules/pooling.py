@@ -11,7 +11,8 @@ import numpy as np
 from onnx_clrp.errors import UnsupportedError
 from onnx_clrp.intervals import Kind, with_zero
 from onnx_clrp.redistribute import LinearMap
-from onnx_clrp.rules import gradient, rule
+from onnx_clrp.rules import gradient, rule, sliding
+from onnx_clrp.rules.adjoint import adjoint
 from onnx_clrp.rules.window import Window
 
 if TYPE_CHECKING:
@@ -52,8 +53,11 @@ def max_pool(
     places = prod(window.kernel)
     if places > _MOST_PLACES:  # each of them takes nodes of its own
         raise UnsupportedError(f"its window has {places} places, more than {_MOST_PLACES}")
-    won = t.composite.winners(t, window.patches(t, x, y, -np.inf), y)
-    placed = window.place(t, r, won, x, y)
+    if sliding.applies(t, window, x):
+        placed = sliding.to_winners(t, window, r, y, x)
+    else:
+        won = t.composite.winners(t, window.patches(t, x, y, -np.inf), y)
+        placed = window.place(t, r, won, x, y)
     return t.vanishing(placed, x) if t.vanishes(r, y) else placed
 
 
@@ -120,7 +124,7 @@ def average_pool(
         return t.Reshape(sums(planes(a, x)), shape)
 
     def transpose(s: Tensor, ones: Tensor) -> Tensor:
-        return t.like(window.adjoint(t, planes(s, y), ones, x, y), x)
+        return t.like(adjoint(t, window, planes(s, y), ones, x, y), x)
 
     def count() -> Tensor:
         """As the operator itself counts; runtimes do not agree on padding with ceil_mode."""
@@ -128,14 +132,14 @@ def average_pool(
         return t.Div(sums(plane), t.node("AveragePool", [plane], t.step.attributes)[0])
 
     ones = t.operand(np.ones((1, 1, *window.kernel), np.float32))
-    return t.average(LinearMap(x, y, ones, forward, transpose, count=count), r)
+    return t.still_picked(r, t.average(LinearMap(x, y, ones, forward, transpose, count=count), r))
 
 
 @gradient("GlobalAveragePool")
 @rule("GlobalAveragePool", bounds=Kind.CHOICE)
 def global_average_pool(t: Tape, r: Tensor, y: Tensor, x: Tensor) -> Tensor:
     """rule for means: the sum over the plane, by contribution or evenly."""
-    return _mean(t, r, y, x, range(2 - t.rank(x), 0))
+    return t.still_picked(r, _mean(t, r, y, x, range(2 - t.rank(x), 0)))
 
 
 @gradient("ReduceMean", "ReduceSum")
@@ -156,8 +160,9 @@ def reduce_mean(
     if not reduced:
         return r
     y = t.result(y, lambda: t.ReduceSum(x, reduced, keepdims=keepdims))
-    r, y = (_kept(t, z, reduced, keepdims) for z in (r, y))
-    return _mean(t, r, y, x, reduced, summed=t.step.op == "ReduceSum")
+    arrived, y = (_kept(t, z, reduced, keepdims) for z in (r, y))
+    handed = _mean(t, arrived, y, x, reduced, summed=t.step.op == "ReduceSum")
+    return t.still_picked(r, handed) if 1 - t.rank(x) not in reduced else handed
 
 
 def _mean(

@@ -1,4 +1,4 @@
-"""Sliding windows: the geometry that convolutions and pools share, and its exact adjoint."""
+"""Sliding windows: the geometry that convolutions and pools share."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from onnx_clrp.errors import UnsupportedError
+from onnx_clrp.rules.adjoint import adjoint
 
 if TYPE_CHECKING:
-    from onnx_clrp.tape import Sizes, Tape, Tensor
-
-
-_VECTOR = 16
-_BEFORE_ALL = -(2**31)
-"""Where a Slice ends that runs backwards through all of an axis."""
+    from onnx_clrp.tape import Operand, Sizes, Tape, Tensor
 
 
 @dataclass(frozen=True)
@@ -83,16 +79,31 @@ class Window:
         """The length that the window covers along each axis, holes included."""
         return tuple(d * (k - 1) + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
 
+    @property
+    def is_pointwise(self) -> bool:
+        """Does every position of the output see the same position of the input alone?"""
+        alone = {*self.kernel} == {*self.strides} == {1}
+        return alone and not any(self.pads) and self.auto is None
+
+    @property
+    def keeps_size(self) -> bool:
+        """Is there one for every position of what it slides over?"""
+        reach = [sum(p) for p in zip(self.begin, self.end, strict=True)]
+        return {*self.strides} == {1} and reach == [e - 1 for e in self.extent]
+
     def is_whole(self, t: Tape, x: Tensor) -> bool:
         """Is it known to be as large as the tensor, and so the only one?"""
         dense = {*self.dilations} == {1} and not any(self.pads) and self.auto is None
         return dense and t.dims(x, self.axes) == [*self.kernel]
 
-    def convolve(self, t: Tape, x: Tensor, w: Tensor, group: int = 1) -> Tensor:
-        """Conv of `x` `[B, C, *size]` with `w`, without a bias."""
+    def convolve(
+        self, t: Tape, x: Tensor, w: Tensor, group: int = 1, bias: Operand = None
+    ) -> Tensor:
+        """Conv of `x` `[B, C, *size]` with `w`."""
         return t.Conv(
             x,
             w,
+            *([] if bias is None else [bias]),
             strides=self.strides,
             pads=None if self.auto else self.pads,
             auto_pad=self.auto,
@@ -164,72 +175,6 @@ class Window:
             if not self.auto and -(-(n + b + e - k) // s) * s >= n + b:
                 raise UnsupportedError(late)
 
-    def adjoint(
-        self,
-        t: Tape,
-        s: Tensor,
-        w: Tensor,
-        x: Tensor,
-        y: Tensor,
-        group: int = 1,
-        channels: tuple[int, int] | None = None,
-    ) -> Tensor:
-        """The adjoint of `convolve`: `[B, M, *y's size]` to `[B, C, *x's size]`.
-
-        `x` and `y` only say which sizes, and `channels` those of the first axes of `w`. A window
-        of stride 1 hands back by a convolution, which runtimes are faster at. Of a ConvTranspose
-        the pads are made symmetric, since the CUDA provider leaves others to the CPU; what that
-        puts in front or behind is cut off.
-        """
-        if channels is not None and self._convolves_back(*channels, group):
-            return self._turned().convolve(t, s, self._flipped(t, w, *channels, group), group)
-        shift = [min(b, e) for b, e in zip(self.begin, self.end, strict=True)]
-        front = np.array(self.begin) - shift
-        size, exact = t.sizes(x, self.axes), False
-        extra = [stride - 1 for stride in self.strides]
-        known, out = t.dims(x, self.axes), t.dims(y, self.axes)
-        if known is not None and out is not None and self.auto is None:
-            reach = [
-                (o - 1) * stride + extent - 2 * m
-                for o, stride, extent, m in zip(out, self.strides, self.extent, shift, strict=True)
-            ]
-            extra = [max(0, c + n - r) for c, n, r in zip(front, known, reach, strict=True)]
-            exact = not front.any() and [r + e for r, e in zip(reach, extra, strict=True)] == known
-        symmetric = replace(self, pads=tuple(shift * 2))
-        full = symmetric.spread(t, s, w, group, [int(e) for e in extra])
-        cut = self.beginning(t, x, y) if self.auto else front
-        return full if exact else t.Slice(full, cut, t.Add(cut, size), [*self.axes])
-
-    def _convolves_back(self, m: int, c: int, group: int) -> bool:
-        """Is the adjoint a convolution, and one that is no slower than a ConvTranspose?
-
-        A convolution to a few channels is: vector units calculate eight or sixteen at a time.
-        """
-        if {*self.strides} != {1} or self.auto is not None:
-            return False
-        if any(p > k - 1 for p, k in zip(self.pads, self.extent * 2, strict=True)):
-            return False  # some of what it padded would have to be cut off
-        depthwise = group == m and c == 1
-        return depthwise or (m // group % _VECTOR == 0 and c >= _VECTOR // 2)
-
-    def _turned(self) -> Window:
-        """The window of the convolution that is the adjoint."""
-        reach = [k - 1 for k in self.extent] * 2
-        return replace(self, pads=tuple(r - p for r, p in zip(reach, self.pads, strict=True)))
-
-    def _flipped(self, t: Tape, w: Tensor, m: int, c: int, group: int) -> Tensor:
-        """The weights `[M, C/group, *kernel]` of the adjoint: `[C, M/group, *kernel]`, reversed."""
-        n = len(self.kernel)
-        if group > 1:
-            w = t.Reshape(w, [group, m // group, c, *self.kernel])
-            w = t.Transpose(w, perm=[0, 2, 1, *range(3, n + 3)])
-            w = t.Reshape(w, [group * c, m // group, *self.kernel])
-        else:
-            w = t.Transpose(w, perm=[1, 0, *range(2, n + 2)])
-        if set(self.kernel) == {1}:
-            return w
-        return t.Slice(w, [-1] * n, [_BEFORE_ALL] * n, [*self.axes], [-1] * n)
-
     def patches(self, t: Tape, x: Tensor, y: Tensor, fill: float) -> list[Tensor]:
         """For each place in the window, row-major, what of `x` stands there: `y`'s shape each."""
         by_phase = self._by_phase(t, x, y, fill)
@@ -283,7 +228,7 @@ class Window:
         stacked = t.Mul(t.Unsqueeze(r, [-n - 1]), each)
         shape = t.Concat([-1, len(parts)], t.sizes(y, self.axes), axis=0)
         one_hot = np.eye(len(parts), dtype=np.float32).reshape(len(parts), 1, *self.kernel)
-        return t.like(self.adjoint(t, t.Reshape(stacked, shape), t.operand(one_hot), x, y), x)
+        return t.like(adjoint(t, self, t.Reshape(stacked, shape), t.operand(one_hot), x, y), x)
 
 
 def same_pads(totals: Sequence[int], auto: str) -> list[int]:

@@ -536,6 +536,24 @@ MAX_POOLS = [
     _pool("MaxPool", "2d-skipping", (2, 2, 7, 8), [2, 2], strides=[3, 3]),
     _pool("MaxPool", "2d-asymmetric", (2, 2, 5, 6), [3, 2], strides=[2, 1], pads=[0, 1, 2, 0]),
     _pool("MaxPool", "2d-dilated", (2, 2, 7, 7), [2, 3], dilations=[3, 2]),
+    *(
+        _pool("MaxPool", f"2d-sliding-{name}", (2, 2, *plane), kernel, kind, pads=pads, **more)
+        for name, plane, kernel, kind, pads, more in (
+            ("ties", (5, 6), [3, 3], "ties", [1, 1, 1, 1], {}),
+            ("negative", (5, 6), [3, 3], "negative", [1, 1, 1, 1], {}),
+            ("constant", (4, 3), [3, 3], "constant", [1, 1, 1, 1], {}),
+            ("mixed", (5, 6), [5, 3], "mixed", [2, 1, 2, 1], {}),
+            ("even", (5, 6), [2, 4], "ties", [0, 2, 1, 1], {}),
+            ("uneven", (5, 6), [3, 3], "ties", [2, 0, 0, 2], {}),
+            ("along-rows", (5, 6), [1, 3], "ties", [0, 1, 0, 1], {}),
+            ("along-columns", (5, 6), [3, 1], "ties", [1, 0, 1, 0], {}),
+            ("dilated", (5, 6), [3, 3], "ties", [2, 1, 2, 1], {"dilations": [2, 1]}),
+            ("beyond", (3, 2), [5, 7], "ties", [2, 3, 2, 3], {}),
+            ("one-row", (1, 6), [3, 3], "ties", [1, 1, 1, 1], {}),
+            ("one-column", (6, 1), [3, 3], "ties", [1, 1, 1, 1], {}),
+        )
+    ),
+    _dynamic(_pool("MaxPool", "2d-sliding-open", (2, 2, 5, 6), [3, 3], pads=[1, 1, 1, 1])),
     _pool("MaxPool", "2d-overhang", (2, 2, 6, 8), [3, 3], strides=[2, 2], ceil_mode=1),
     _pool(
         "MaxPool",
