@@ -53,7 +53,7 @@ def group() -> None:
     """
 
 
-def _stop(number: int, _frame: object) -> None:
+def stop(number: int, _frame: object) -> None:
     """Leave as after an error, so that no half-written file is left behind."""
     raise SystemExit(128 + number)
 
@@ -63,7 +63,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show z⁺ shows z?
-    signal.signal(signal.SIGTERM, _stop)
+    signal.signal(signal.SIGTERM, stop)
     try:
         group(prog_name="onnx-clrp")
     except ClrpError as error:

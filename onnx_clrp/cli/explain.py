@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import nullcontext, suppress
+from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,52 +15,23 @@ import click
 
 from onnx_clrp.cli import options as common
 from onnx_clrp.cli.headings import Headed
-from onnx_clrp.cli.job import Job, against, job_of
+from onnx_clrp.cli.job import Job, job_of
 from onnx_clrp.cli.neurons import refuse_crowd
+from onnx_clrp.cli.outcome import Image, Outcome, Row, Wanted, outcome_of
 from onnx_clrp.cli.output import notice, print_json, print_table, progress
 from onnx_clrp.cli.pictures import files, unique
+from onnx_clrp.cli.pipeline import Work, ahead, in_turn, processes, threads
 from onnx_clrp.errors import ClrpError, ImageError
-from onnx_clrp.files import open_whole, safe_name
+from onnx_clrp.files import safe_name
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from onnx_clrp.image import Picture
-    from onnx_clrp.render import Panel
-    from onnx_clrp.runtime import Explainer, Result
 
-_AT_ONCE = 8
-"""Images that are decoded and explained together."""
+AT_ONCE = 8
+"""Images that are explained together."""
 
-
-@dataclass(frozen=True)
-class Row:
-    """One map: what the table and the JSON say of it."""
-
-    image: str
-    method: str
-    target: int
-    label: str | None
-    layer: str | None
-    score: float
-    relevance: float
-    picture: str
-    arrays: str | None
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What is made of every image, beside a picture of each map.
-
-    Attributes:
-        folder: where it goes.
-        arrays: are the numbers saved?
-        sheet: is there a picture with all targets?
-    """
-
-    folder: Path
-    arrays: bool
-    sheet: bool
+AHEAD = 2 * AT_ONCE
+"""Images that are decoded, and sets of maps that are drawn, beside those that are explained."""
 
 
 @click.command("explain", cls=Headed)
@@ -107,7 +81,7 @@ def command(images: tuple[Path, ...], as_json: bool, **given: Any) -> None:
     for line in errors:
         notice(line)
     try:
-        rows, failed = _explained(job, wanted, paths)
+        rows, failed = explained(job, wanted, paths)
     finally:
         if is_new:
             with suppress(OSError):  # there are pictures in it
@@ -123,140 +97,66 @@ def command(images: tuple[Path, ...], as_json: bool, **given: Any) -> None:
         raise SystemExit(1)
 
 
-def _explained(job: Job, wanted: Wanted, paths: Sequence[Path]) -> tuple[list[Row], list[str]]:
-    """The rows of all maps, and a line for each image that could not be explained."""
-    import numpy as np
+def explained(job: Job, wanted: Wanted, paths: Sequence[Path]) -> tuple[list[Row], list[str]]:
+    """Draw every map: the rows, and a line for each image that could not be explained.
 
+    While the session runs, the images that come next are decoded, and the maps that it gave
+    before are drawn.
+    """
     rows: list[Row] = []
     errors: list[str] = []
-
-    def failed(reason: str) -> None:
-        errors.append(reason)
-        notice(reason)
-
-    names = unique([safe_name(path.stem) for path in paths])
-    with progress() as bar:
+    runs = math.ceil(len(paths) / AT_ONCE) * len(job.explainers)
+    # A single run has nothing to draw beside it, and processes take a while to start.
+    drawing = processes() if runs > 1 else nullcontext(in_turn)
+    with progress() as bar, threads() as decoding, drawing as begin:
         task = bar.add_task("explaining", total=len(paths))
-        for start in range(0, len(paths), _AT_ONCE):
-            pictures = {}
-            for i in range(start, min(start + _AT_ONCE, len(paths))):
-                try:
-                    pictures[i] = job.preprocessing.picture(paths[i])
-                except ImageError as error:
-                    failed(str(error))
-            for explainer in job.explainers if pictures else ():
-                batch = job.preprocessing.batch(pictures.values())
-                fed = job.fed([*pictures], len(paths))
-                result = explainer.explain(batch, job.targets, fed)
-                for n, (i, picture) in enumerate(pictures.items()):
-                    if np.isfinite(result.relevance[n]).all():
-                        args = (result, n, paths[i], names[i], picture)
-                        rows += _drawn(job, wanted, explainer, *args)
-                    else:
-                        failed(f"image {str(paths[i])!r}: the model gives no finite relevance")
-            bar.advance(task, min(_AT_ONCE, len(paths) - start))
+
+        def decode(path: Path) -> Future[Picture]:
+            return decoding.submit(job.preprocessing.picture, path)
+
+        def draw(outcome: Outcome) -> Work | None:
+            return begin(outcome.drawing.make) if outcome.drawing else None
+
+        outcomes = _outcomes(job, wanted, paths, ahead(paths, decode, AHEAD))
+        for outcome, drawn in ahead(outcomes, draw, AHEAD):
+            told = [outcome.error] if outcome.error else outcome.remarks
+            for line in told:
+                notice(line)
+            if drawn is not None:
+                drawn()
+            rows += outcome.rows
+            errors += [outcome.error] if outcome.error else []
+            bar.advance(task, outcome.share)
     return rows, errors
 
 
-def _drawn(
+def _outcomes(
     job: Job,
     wanted: Wanted,
-    explainer: Explainer,
-    result: Result,
-    n: int,
-    path: Path,
-    name: str,
-    picture: Picture,
-) -> list[Row]:
-    """Draw the maps of one sample; a row for each."""
-    stem, maps = f"{name}.{_place(job)}", result.heatmap()[n]
-    arrays = wanted.folder / f"{stem}{result.method}.npz" if wanted.arrays else None
-    if arrays is not None:
-        _save(arrays, result, n)
-    panels, targets = _panels(job, result, n, maps, path), result.target[n].tolist()
-    drawn = _pictures(job, wanted, stem, path, picture, panels, targets, explainer)
-    return [
-        Row(
-            image=str(path),
-            method=result.method,
-            target=target,
-            label=job.label(target),
-            layer=None if job.layer is None else job.layer["name"],
-            score=panel.score,
-            relevance=float(panel.heatmap.sum()),
-            picture=str(file),
-            arrays=None if arrays is None else str(arrays),
-        )
-        for target, panel, file in zip(targets, panels, drawn, strict=True)
-    ]
-
-
-def _place(job: Job) -> str:
-    """What a file's name says of the layer whose neurons are explained."""
-    return "" if job.layer is None else f"{safe_name(job.layer['name'])}."
-
-
-def _panels(job: Job, result: Result, n: int, maps: NDArray[Any], path: Path) -> list[Panel]:
-    from onnx_clrp.render import Panel
-
-    panels = []
-    for k, target in enumerate(result.target[n].tolist()):
-        score, shown = float(result.seed[n, k]), job.shown(target)
-        warning = against(result.method, score)
-        panels.append(Panel(maps[k], shown, score, warning))
-        if warning:
-            notice(
-                f"{path.name}: the score of {shown} is below zero: the map shows evidence against"
-            )
-    return panels
-
-
-def _pictures(
-    job: Job,
-    wanted: Wanted,
-    stem: str,
-    path: Path,
-    picture: Picture,
-    panels: Sequence[Panel],
-    targets: Sequence[int],
-    explainer: Explainer,
-) -> list[Path]:
-    """Draw every map, or all neurons in one figure; the file that each is in."""
-    from onnx_clrp.figures import draw_neurons
-    from onnx_clrp.render import draw
-
-    folder, method, title = wanted.folder, explainer.method, explainer.title
-    if job.layer is not None:
-        file = folder / f"{stem}{method}.png"
-        heading = f"{path.name}, {job.layer['name']}"
-        draw_neurons(picture, panels, method=title, path=file, title=heading)
-        return [file] * len(panels)
-    drawn = []
-    for panel, target in zip(panels, targets, strict=True):
-        label = job.label(target)
-        drawn.append(
-            folder / f"{stem}{target}{'_' + safe_name(label) if label else ''}.{method}.png"
-        )
-        draw(picture, [panel], method=title, path=drawn[-1], title=path.name)
-    if wanted.sheet:
-        sheet = folder / f"{stem}{method}.sheet.png"
-        draw(picture, panels, method=title, path=sheet, title=path.name)
-    return drawn
-
-
-def _save(path: Path, result: Result, n: int) -> None:
+    paths: Sequence[Path],
+    decoded: Iterator[tuple[Path, Future[Picture]]],
+) -> Iterator[Outcome]:
+    """What comes of all images, in the order in which it is told; nothing is drawn yet."""
     import numpy as np
 
-    with open_whole(path) as file:
-        np.savez_compressed(
-            file,
-            relevance=result.relevance[n],
-            heatmap=result.heatmap()[n],
-            target=result.target[n],
-            seed=result.seed[n],
-            logits=result.logits[n],
-            **{f"at/{name}": values[n] for name, values in result.at.items()},
-        )
+    names = unique([safe_name(path.stem) for path in paths])
+    for start in range(0, len(paths), AT_ONCE):
+        images = {}
+        for i, (path, picture) in enumerate(islice(decoded, AT_ONCE), start):
+            try:
+                images[i] = Image(path, names[i], picture.result())
+            except ImageError as error:
+                yield Outcome(share=1, error=str(error))
+        if not images:
+            continue
+        batch = job.preprocessing.batch(image.picture for image in images.values())
+        fed = job.fed([*images], len(paths))
+        for explainer in job.explainers:
+            result = explainer.explain(batch, job.targets, fed)
+            with np.errstate(invalid="ignore"):  # what is not finite is reported
+                maps = result.heatmap()
+            for n, image in enumerate(images.values()):
+                yield outcome_of(job, wanted, explainer, image, result, n, maps[n])
 
 
 def _print(rows: Sequence[Row], job: Job) -> None:
