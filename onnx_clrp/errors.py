@@ -14,6 +14,10 @@ class ModelError(ClrpError):
     """The model cannot be read, or is not one that can be explained."""
 
 
+class MemoryShortageError(ModelError):
+    """The device has not the memory that a run takes."""
+
+
 class UnsupportedError(ModelError):
     """Nodes between input and logits cannot hand relevance on.
 

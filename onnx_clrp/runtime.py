@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 
 import numpy as np
 import onnx
 from numpy.typing import ArrayLike, NDArray
 
+from onnx_clrp.batches import MOST, Batches
+from onnx_clrp.binding import Bound
 from onnx_clrp.compiler import Options, convert, parse_target
-from onnx_clrp.errors import ModelError, UsageError
+from onnx_clrp.errors import MemoryShortageError, ModelError, UsageError
 from onnx_clrp.image import Preprocessing
 from onnx_clrp.inputs import (
     as_array,
@@ -25,18 +27,25 @@ from onnx_clrp.inputs import (
     rows_of_samples,
     with_piece,
 )
+from onnx_clrp.lowering import staying
 from onnx_clrp.methods import METHODS
 from onnx_clrp.model import PREFIX, load, metadata, part_for
 from onnx_clrp.sessions import open_session, run
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
+T = TypeVar("T")
 
 _SLACK = 1e-3
 """How far outside its range a batch may lie, as a part of the range's width."""
 
 
 _NO_BATCH = "the layer {!r} has no batch axis in front: for {} samples it has {} rows"
+
+_STAYS = (
+    "part of it runs on the CPU: the model has {}, so that it stays in an opset of which CUDA lacks"
+    " some operators"
+)
 
 _NEEDED = frozenset({"input", "logits", "relevance", "relevance_target"})
 """The ends of an explainer that its metadata has to name."""
@@ -100,6 +109,8 @@ class Explainer:
     Args:
         model: a model as for `convert`, or one that `convert` wrote.
         device: `"cpu"`, `"cuda"`, or `"auto"` for CUDA where it is there; see `device` afterwards.
+        cuda_graph: on CUDA, capture the runs on each of the first eight sets of input shapes as
+            CUDA graphs, and replay them: for many small runs, which else wait for launches.
         options: those of `convert`.
 
     Attributes:
@@ -114,7 +125,7 @@ class Explainer:
 
     Raises:
         ModelError: the model cannot be read, converted or loaded by ONNX Runtime.
-        DeviceError: the device is not there.
+        DeviceError: the device is not there, or has no CUDA graphs.
         UsageError: an option does not fit.
     """
 
@@ -123,11 +134,12 @@ class Explainer:
         model: str | os.PathLike[str] | bytes | onnx.ModelProto,
         *,
         device: str = "auto",
+        cuda_graph: bool = False,
         **options: Unpack[Options],
     ) -> None:
         self._made = partial(_explainer_of, model, options)
         proto = self._made()
-        self._session, self.device = open_session(proto, device)
+        self._session, self.device = open_session(proto, device, cuda_graph=cuda_graph)
         try:
             self._read(proto)
         except (
@@ -137,6 +149,12 @@ class Explainer:
             raise ModelError(
                 "the explainer's metadata is damaged: convert the original model again"
             ) from error
+        self._batches: dict[object, Batches] = {}
+        self._bound: Bound | None = None
+        if self.device == "cuda":
+            self._bound = Bound(self._session, "cuda", self._asked, graphs=cuda_graph)
+            stays = staying(proto)
+            self.notes += [] if stays is None else [_STAYS.format(stays)]
 
     def _read(self, proto: onnx.ModelProto) -> None:
         """What `convert` wrote into the metadata."""
@@ -192,14 +210,15 @@ class Explainer:
         others = self._fed(samples, feeds)
         wanted = self._wanted(samples, target, others)
         by_row = rows_of_samples(self._others, others, self._source, len(samples))
-        outputs: dict[str, list[NDArray[Any]]] = {}
-        for start, piece in pieces(samples, self._source.shape[0], self._maps(wanted)):
+
+        def run_on(start: int, piece: NDArray[Any]) -> dict[str, NDArray[Any]]:
             given = {self._source.name: piece, **with_piece(others, by_row, start, piece)}
             if wanted is not None:
                 given[self._names["target"]] = filled(wanted[start : start + len(piece)], piece)
-            for name, values in self._run(given).items():
-                outputs.setdefault(name, []).append(values)
-        joined = {name: np.concatenate(parts)[: len(samples)] for name, parts in outputs.items()}
+            return self._run(given)
+
+        found = self._in_pieces(samples, self._maps(wanted), run_on)
+        joined = {n: np.concatenate([f[n] for f in found])[: len(samples)] for n in found[0]}
         return self._result(joined)
 
     def logits(self, batch: ArrayLike, feeds: Mapping[str, ArrayLike] | None = None) -> Floats:
@@ -229,11 +248,29 @@ class Explainer:
 
     def _scores(self, samples: NDArray[Any], others: Mapping[str, NDArray[Any]]) -> Floats:
         by_row = rows_of_samples(self._others, others, self._source, len(samples))
-        scores = []
-        for start, piece in pieces(samples, self._source.shape[0]):
+
+        def run_on(start: int, piece: NDArray[Any]) -> Floats:
             given = {self._source.name: piece, **with_piece(others, by_row, start, piece)}
-            scores.append(self._scored(given))
-        return np.concatenate(scores)[: len(samples)]
+            return self._scored(given)
+
+        return np.concatenate(self._in_pieces(samples, 0, run_on))[: len(samples)]
+
+    def _in_pieces(
+        self, samples: NDArray[Any], maps: int, run_on: Callable[[int, NDArray[Any]], T]
+    ) -> list[T]:
+        """What `run_on(start, piece)` gives for all samples; 0 maps where it makes scores alone.
+
+        On a CPU samples one by one take no longer than together, and a fraction of the memory. A
+        GPU wants many at once, as many as it has memory for.
+        """
+        batch, each = self._source.shape[0], max(1, maps)
+        if self.device == "cpu" or isinstance(batch, int):
+            return [run_on(start, piece) for start, piece in pieces(samples, batch, each)]
+        form = (maps, samples.shape[1:])
+        sizes = self._batches.setdefault(form, Batches(max(1, MOST // each)))
+        return [
+            *sizes.run(len(samples), lambda start, n: run_on(start, samples[start : start + n]))
+        ]
 
     def _scored(self, feeds: Mapping[str, NDArray[Any]]) -> Floats:
         taken = {x.name: feeds[x.name] for x in self._scoring.get_inputs()}
@@ -293,12 +330,7 @@ class Explainer:
         return asked
 
     def _maps(self, wanted: Integers | None) -> int:
-        """How many maps of a sample count where memory is shared out.
-
-        On a CPU samples one by one take no longer than together, and a fraction of the memory.
-        """
-        if self.device != "cpu":
-            return 1
+        """How many maps are made of each sample."""
         if wanted is not None:
             return len(wanted[0])
         shape = next(
@@ -309,14 +341,20 @@ class Explainer:
         return shape[1] if isinstance(shape[1], int) else 1
 
     def _run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        names = [n for n in self._names if n not in ("input", "target")]
         try:
-            values = run(self._session, [self._names[n] for n in names], feeds)
+            if self._bound is None:
+                values = run(self._session, self._asked, feeds)
+            else:
+                values = self._bound.run(feeds)
+        except MemoryShortageError:
+            if self._bound is not None:
+                self._bound.clear()
+            raise
         except ModelError:
             if self.layer is not None:  # it may have failed for what this says
                 self._scored(feeds)
             raise
-        found = dict(zip(names, values, strict=True))
+        found = dict(zip(self._results, values, strict=True))
         samples = len(feeds[self._source.name])
         for i, layer in enumerate(self._at):
             rows = len(found.get(f"relevance_at_{i}", feeds[self._source.name]))
@@ -324,6 +362,15 @@ class Explainer:
                 raise ModelError(_NO_BATCH.format(layer, samples, rows))
         self._refuse_other_rows(len(found["logits"]), samples)
         return found
+
+    @property
+    def _results(self) -> list[str]:
+        """What the outputs are, and below what they are called, in the same order."""
+        return [name for name in self._names if name not in ("input", "target")]
+
+    @property
+    def _asked(self) -> list[str]:
+        return [self._names[name] for name in self._results]
 
     def _refuse_other_rows(self, rows: int, samples: int) -> None:
         """Scores that are not those of samples, each for itself."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,14 +13,19 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 
-from onnx_clrp.errors import ClrpError, DeviceError, ModelError, UsageError
+from onnx_clrp.errors import ClrpError, DeviceError, MemoryShortageError, ModelError, UsageError
 from onnx_clrp.external import references, seen_from
+from onnx_clrp.lowering import lowered
 from onnx_clrp.model import first_line, fits, save, serialised
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 _CUDA = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
-"""TF32 moves relevance by 2e-3, more than the whole contrast of some networks."""
+"""An exhaustive search takes a second for each new shape, and no search is four times slower. TF32
+moves relevance by 2e-3, more than the whole contrast of some networks."""
+
+_SHORTAGE = ("allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
+"""What ONNX Runtime's allocators, CUDA, its libraries and C++ say when there is no memory left."""
 
 _FOLDER = "session.model_external_initializers_file_folder_path"
 _KNOWS_FOLDERS = (1, 21)
@@ -84,20 +90,35 @@ def flush_denormals() -> None:
     _entries["session.set_denormal_as_zero"] = "1"
 
 
-def open_session(model: onnx.ModelProto, device: str = "auto") -> tuple[Any, str]:
+def allow_tf32(allowed: bool = True) -> None:
+    """Let sessions that are opened from now on multiply in TF32, which has 10 bits, on CUDA.
+
+    To measure what that does to maps. It is not the default for what it does.
+    """
+    _CUDA["use_tf32"] = str(int(allowed))
+
+
+def cuda_options(*, graphs: bool = False) -> dict[str, str]:
+    """The options of the CUDA provider; with graphs, for runs that are captured and replayed."""
+    return {**_CUDA, **({"enable_cuda_graph": "1"} if graphs else {})}
+
+
+def open_session(
+    model: onnx.ModelProto, device: str = "auto", *, cuda_graph: bool = False
+) -> tuple[Any, str]:
     """A session for the model, and the device that it really runs on.
 
+    Args:
+        model: the model. On CUDA it runs in an older opset, where that means the same.
+        device: `"cpu"`, `"cuda"`, or `"auto"` for CUDA where it is there.
+        cuda_graph: may runs be captured as CUDA graphs? On CUDA alone.
+
     Raises:
-        DeviceError: the device is not there, or unknown.
+        DeviceError: the device is not there, or unknown, or knows no CUDA graphs.
         ModelError: ONNX Runtime cannot load the model.
     """
-    if device not in ("auto", *_PROVIDERS):
-        raise DeviceError(f"unknown device {device!r}: choose from auto, {', '.join(_PROVIDERS)}")
     ort = onnxruntime()
-    there = ort.get_available_providers()
-    if device == "cuda" and _PROVIDERS["cuda"] not in there:
-        raise DeviceError('no CUDA here: install "onnx-clrp[gpu]" in place of "onnx-clrp[cpu]"')
-    wants_cuda = device != "cpu" and _PROVIDERS["cuda"] in there
+    wants_cuda = _wants_cuda(ort.get_available_providers(), device, cuda_graph)
     options = ort.SessionOptions()
     _share_arena(ort)
     options.add_session_config_entry("session.use_env_allocators", "1")
@@ -107,7 +128,9 @@ def open_session(model: onnx.ModelProto, device: str = "auto") -> tuple[Any, str
         options.add_session_config_entry(key, value)
     if wants_cuda and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
-    providers = [(_PROVIDERS["cuda"], _CUDA)] if wants_cuda else []
+    providers = [(_PROVIDERS["cuda"], cuda_options(graphs=cuda_graph))] if wants_cuda else []
+    if wants_cuda:
+        model = lowered(model)
     try:
         for library in libraries:
             options.register_custom_ops_library(library)
@@ -117,9 +140,21 @@ def open_session(model: onnx.ModelProto, device: str = "auto") -> tuple[Any, str
     except Exception as error:  # the runtime's own exceptions share no base class
         raise ModelError(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
     got = "cuda" if session.get_providers()[0] == _PROVIDERS["cuda"] else "cpu"
-    if device == "cuda" and got != "cuda":
+    if got != "cuda" and (device == "cuda" or cuda_graph):
         raise DeviceError("ONNX Runtime could not use CUDA: is there a GPU, with CUDA 13?")
     return session, got
+
+
+def _wants_cuda(there: Sequence[str], device: str, cuda_graph: bool) -> bool:
+    """Is CUDA asked for, or taken since it is there?"""
+    if device not in ("auto", *_PROVIDERS):
+        raise DeviceError(f"unknown device {device!r}: choose from auto, {', '.join(_PROVIDERS)}")
+    wanted = device != "cpu" and _PROVIDERS["cuda"] in there
+    if device == "cuda" and not wanted:
+        raise DeviceError('no CUDA here: install "onnx-clrp[gpu]" in place of "onnx-clrp[cpu]"')
+    if cuda_graph and not wanted:
+        raise DeviceError("CUDA graphs need CUDA: leave out cuda_graph, or take device='cuda'")
+    return wanted
 
 
 @cache
@@ -170,17 +205,37 @@ def _check_memory(needed: int) -> None:
         )
 
 
+def run_options() -> Any:
+    """The options of a run: what it would print comes as an exception."""
+    options = onnxruntime().RunOptions()
+    options.log_severity_level = 4
+    options.only_execute_path_to_fetches = True
+    return options
+
+
+@contextmanager
+def failures() -> Iterator[None]:
+    """ONNX Runtime's exceptions as ours, which are one clear line.
+
+    Raises:
+        MemoryShortageError: there is not enough memory.
+        ModelError: the model cannot be run.
+    """
+    try:
+        yield
+    except Exception as error:  # as above
+        reason = first_line(error)
+        if any(sign in str(error) for sign in _SHORTAGE):
+            raise MemoryShortageError(f"not enough memory to run the model: {reason}") from error
+        raise ModelError(f"ONNX Runtime cannot run the model: {reason}") from error
+
+
 def run(session: Any, names: Sequence[str], feeds: Mapping[str, Any]) -> list[NDArray[Any]]:
     """The values of some outputs.
 
     Raises:
         ModelError: the model cannot be run.
     """
-    options = onnxruntime().RunOptions()
-    options.log_severity_level = 4
-    options.only_execute_path_to_fetches = True
-    try:
-        values: list[NDArray[Any]] = session.run(list(names), dict(feeds), options)
-    except Exception as error:  # as above
-        raise ModelError(f"ONNX Runtime cannot run the model: {first_line(error)}") from error
+    with failures():
+        values: list[NDArray[Any]] = session.run(list(names), dict(feeds), run_options())
     return values

@@ -1,0 +1,104 @@
+"""The same model in an older opset, for providers whose kernels are of that opset alone.
+
+ONNX Runtime has a kernel for the very version of an operator in which it was last defined. A new
+version that only adds a type leaves the CUDA provider without one until somebody adds it, and the
+node runs on the CPU, between copies: from opset 19 on Equal and Pad do, and so every max pool's
+relevance. Most such nodes mean the same in opset 18.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import onnx
+from onnx import checker, defs, helper, shape_inference
+
+from onnx_clrp.model import first_line, skeleton
+from onnx_clrp.upgrade import opset_of
+
+OPSET = 18
+"""CUDA has kernels for all that explainers write in this one."""
+
+_NEWEST = 23
+"""What later opsets change nobody has looked at."""
+
+_TYPES_ALONE = frozenset(
+    {
+        *("Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "AveragePool", "Cast", "CastLike"),
+        *("Constant", "ConstantOfShape", "Conv", "ConvTranspose", "Cos", "Cosh", "Dropout", "Elu"),
+        *("DequantizeLinear", "Equal", "Flatten", "GlobalAveragePool", "GlobalMaxPool"),
+        *("HardSigmoid", "HardSwish", "Identity", "InstanceNormalization", "IsInf", "IsNaN"),
+        *("LpNormalization", "MaxPool", "Mish", "Pad", "QuantizeLinear", "ReduceMax", "ReduceMin"),
+        *("Reshape", "Resize", "Round", "Selu", "Shape", "Sin", "Sinh", "Size", "Softplus"),
+        *("Softsign", "Squeeze", "Tan", "ThresholdedRelu", "Transpose", "Unsqueeze"),
+    }
+)
+"""Operators whose versions after opset 18 add types, attributes and values of attributes, and
+change nothing else."""
+
+_NEW_VALUES = frozenset({b"wrap", b"half_pixel_symmetric"})
+"""What attributes could not say before."""
+
+
+def lowered(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model in opset 18, or as it is if it cannot be; only the number changes, in a copy."""
+    if (opset_of(model) or OPSET) <= OPSET or staying(model) is not None:
+        return model
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    _stamp(made)
+    return made
+
+
+def staying(model: onnx.ModelProto) -> str | None:
+    """Why the model has to stay in an opset after 18; None if it can be, or is, in that."""
+    opset = opset_of(model) or OPSET
+    if opset <= OPSET:
+        return None
+    reason = f"opset {opset}" if opset > _NEWEST else _newer(model.graph, opset)
+    if reason is not None:
+        return reason
+    bare, _ = skeleton(model)
+    _stamp(bare)
+    try:
+        checker.check_model(bare, full_check=True)
+    except (checker.ValidationError, shape_inference.InferenceError) as error:
+        return first_line(error)
+    return None
+
+
+def _stamp(model: onnx.ModelProto) -> None:
+    for entry in model.opset_import:
+        if entry.domain in ("", "ai.onnx"):
+            entry.version = OPSET
+
+
+def _newer(graph: onnx.GraphProto, opset: int) -> str | None:
+    """The first node that opset 18 does not have, or has with another meaning."""
+    for node in graph.node:
+        own = node.domain in ("", "ai.onnx")
+        if any(a.HasField("g") for a in node.attribute) or (
+            own and not _means_the_same(node, opset)
+        ):
+            return f"{node.op_type} of opset {opset}"
+    return None
+
+
+def _means_the_same(node: onnx.NodeProto, opset: int) -> bool:
+    if _since(node.op_type, opset) <= OPSET:
+        return True
+    if node.op_type not in _TYPES_ALONE:
+        return False
+    values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if node.op_type == "AveragePool" and values.get("ceil_mode"):
+        return False  # what a window that hangs over is divided by
+    known = defs.get_schema(node.op_type, OPSET).attributes
+    return {*values} <= {*known} and not any(
+        value in _NEW_VALUES for value in values.values() if isinstance(value, bytes)
+    )
+
+
+@cache
+def _since(op: str, opset: int) -> int:
+    """The opset in which the operator was last defined."""
+    return int(defs.get_schema(op, opset).since_version)
