@@ -17,6 +17,7 @@ from onnx_graphsurgeon.exporters.onnx_exporter import OnnxExporter
 from onnx_clrp.composites import Composite, Overrides, as_pairs, composite_of, overridden
 from onnx_clrp.endpoints import channel_axis
 from onnx_clrp.errors import UsageError
+from onnx_clrp.half import NOTE, halved
 from onnx_clrp.image import Preprocessing
 from onnx_clrp.layers import find_tensor
 from onnx_clrp.maps import relevance_maps
@@ -50,6 +51,7 @@ class Options(Choices, total=False):
     target: Target
     signed: bool
     parts: bool
+    half: bool
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,7 @@ def convert(
     input: str | None = None,
     signed: bool = False,
     parts: bool = False,
+    half: bool = False,
 ) -> onnx.ModelProto:
     """Turn a classifier into an explainer: the same model with relevance as one more output.
 
@@ -131,6 +134,8 @@ def convert(
         input: the name of the input to explain, where there are several.
         signed: leave out the final `max(0, ·)` of a contrast.
         parts: add the two maps of a contrast, at the price of a second pass.
+        half: let the model itself run in float16, which GPUs are faster at. Relevance stays
+            float32, on the activations that float16 gives.
 
     Returns:
         The explainer, with all its weights inside. Only where a model that has external data is
@@ -142,7 +147,7 @@ def convert(
     """
     proto = load(model)
     program = read_program(
-        proto,
+        halved(proto) if half else proto,
         input_range=input_range,
         preprocessing=preprocessing,
         logits=logits,
@@ -163,9 +168,13 @@ def convert(
     }
     plan = plan_of(program, choices)
     wanted = parse_target(target, program.classes)
+    if half:
+        program.notes.append(NOTE)
     explainer = write(program, plan, wanted, signed=signed, parts=parts)
     _describe(explainer, {**_chosen(choices, plan, signed), **_known(program)})
     _describe(explainer, {"source_sha256": fingerprint(proto)})
+    if half:
+        _describe(explainer, {"half": "true"})
     return explainer if isinstance(model, onnx.ModelProto) else self_contained(explainer)
 
 

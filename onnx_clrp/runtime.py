@@ -179,6 +179,7 @@ class Explainer:
         there = {x.name for x in (*self._session.get_inputs(), *self._session.get_outputs())}
         if not there.issuperset(self._names.values()) or not self._names.keys() >= _NEEDED:
             raise KeyError(f"of {there}, {self._names} are named")
+        self._half = known.get("half") == "true"
         self._range = Range.from_json(known["input_range"])
         self._source = next(i for i in self._session.get_inputs() if i.name == self._names["input"])
         ours = (self._names["input"], self._names.get("target"))
@@ -361,6 +362,8 @@ class Explainer:
             if rows != samples:
                 raise ModelError(_NO_BATCH.format(layer, samples, rows))
         self._refuse_other_rows(len(found["logits"]), samples)
+        if self._half and not all(np.isfinite(found[x]).all() for x in ("logits", "relevance")):
+            raise ModelError("float16 is not wide enough for the model: explain it without half")
         return found
 
     @property

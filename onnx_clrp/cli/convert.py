@@ -29,6 +29,7 @@ from onnx_clrp.labels import parse_targets
 @common.labels_option
 @click.option("--parts", is_flag=True, help="Add the two maps of a contrast.")
 @common.graph_options
+@common.half_option
 @common.preprocessing_options
 def command(
     model: Path,

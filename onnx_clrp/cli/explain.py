@@ -55,6 +55,7 @@ AHEAD = 2 * AT_ONCE
 @click.option("--save-arrays", is_flag=True, help="Also the numbers, as .npz.")
 @common.json_option
 @common.device_option
+@common.half_option
 @common.layer_options
 @common.contrast_options
 @common.rules_options

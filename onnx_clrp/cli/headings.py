@@ -22,7 +22,7 @@ _HEADINGS: Mapping[str, Sequence[str]] = {
         *("method", "contrast", "difference", "signed"),
         *("rules", "rules_for", "avg_pool", "max_pool"),
     ),
-    "The model": ("input", "logits", "input_range", "extension", "feed", "device"),
+    "The model": ("input", "logits", "input_range", "extension", "feed", "device", "half"),
     "Its pictures": ("preset", "mean", "std", "scale", "channels", "resize", "crop"),
 }
 """The names of the options under each; all others come first."""

@@ -164,6 +164,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON f
 device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
 )
+half_option = click.option(
+    "--half", is_flag=True, help="Run the model itself in float16, faster on GPUs."
+)
 feed_option = click.option(
     "--feed", multiple=True, metavar="NAME=FILE.npy", help="Values of another input of the model."
 )
@@ -189,11 +192,9 @@ def graph_choices(proto: onnx.ModelProto, given: dict[str, Any]) -> Options:
     for key in ("input", "logits", "method", "contrast", "difference"):
         if given.get(key) is not None:
             options[key] = given[key]
-    for rule in ("rules", "rules_for", "avg_pool", "max_pool", "at"):
-        if given.get(rule) not in (None, ()):
-            options[rule] = given[rule]
-    if given.get("signed"):
-        options["signed"] = True
+    for chosen in ("rules", "rules_for", "avg_pool", "max_pool", "at", "signed", "half"):
+        if given.get(chosen) not in (None, (), False):
+            options[chosen] = given[chosen]
     return options
 
 
