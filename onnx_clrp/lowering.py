@@ -36,12 +36,18 @@ _TYPES_ALONE = frozenset(
 """Operators whose versions after opset 18 add types, attributes and values of attributes, and
 change nothing else."""
 
+_OWN = "com.microsoft"
+"""The domain of ONNX Runtime's own operators, which had a Gelu before ONNX did."""
+
 _NEW_VALUES = frozenset({b"wrap", b"half_pixel_symmetric"})
 """What attributes could not say before."""
 
 
 def lowered(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model in opset 18, or as it is if it cannot be; only the number changes, in a copy."""
+    """The model in opset 18, in a copy, or as it is if it cannot be.
+
+    Only the number changes, and Gelu becomes ONNX Runtime's own.
+    """
     if (opset_of(model) or OPSET) <= OPSET or staying(model) is not None:
         return model
     made = onnx.ModelProto()
@@ -59,6 +65,7 @@ def staying(model: onnx.ModelProto) -> str | None:
     if reason is not None:
         return reason
     bare, _ = skeleton(model)
+    bare = shape_inference.infer_shapes(bare)  # nobody does behind an operator of ONNX Runtime's
     _stamp(bare)
     try:
         checker.check_model(bare, full_check=True)
@@ -71,6 +78,13 @@ def _stamp(model: onnx.ModelProto) -> None:
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = OPSET
+    gelus = [node for node in model.graph.node if node.op_type == "Gelu" and not node.domain]
+    for node in gelus:
+        by_tanh = any(a.s == b"tanh" for a in node.attribute)
+        node.op_type, node.domain = "FastGelu" if by_tanh else "Gelu", _OWN
+        del node.attribute[:]
+    if gelus and all(entry.domain != _OWN for entry in model.opset_import):
+        model.opset_import.add(domain=_OWN, version=1)
 
 
 def _newer(graph: onnx.GraphProto, opset: int) -> str | None:
@@ -85,7 +99,7 @@ def _newer(graph: onnx.GraphProto, opset: int) -> str | None:
 
 
 def _means_the_same(node: onnx.NodeProto, opset: int) -> bool:
-    if _since(node.op_type, opset) <= OPSET:
+    if _since(node.op_type, opset) <= OPSET or node.op_type == "Gelu":
         return True
     if node.op_type not in _TYPES_ALONE:
         return False

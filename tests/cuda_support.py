@@ -122,6 +122,8 @@ Trilu              14                    fdhlib  1
 Unsqueeze          13-20,21-22,23        fdhlib  1
 Where              16                    fdhli
 Xor                7                     b
+com.microsoft.FastGelu 1                 fdh
+com.microsoft.Gelu 1                     fdh
 """
 """Facts from ONNX Runtime's list of kernels (docs/OperatorKernels.md, of the release that knows
 opset 25), for opset 18 and later and the types that explainers calculate in: the versions of the
@@ -227,7 +229,24 @@ def folded(model: onnx.ModelProto) -> onnx.ModelProto:
         onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-        return onnx.shape_inference.infer_shapes(onnx.load(path))
+        return typed(onnx.load(path))
+
+
+def typed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with the types of its tensors; ONNX Runtime's own Gelu has that of any function."""
+    like = onnx.ModelProto()
+    like.CopyFrom(model)
+    for node in like.graph.node:
+        if named(node) in KERNELS and node.domain:
+            node.op_type, node.domain = "Relu", ""
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(onnx.shape_inference.infer_shapes(like).graph.value_info)
+    return model
+
+
+def named(node: onnx.NodeProto) -> str:
+    """What the table calls the node's operator."""
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
 
 
 class _Partition:
@@ -249,8 +268,8 @@ class _Partition:
 
     def _lacks(self, node: onnx.NodeProto) -> str:
         """Why CUDA cannot take the node; empty if it can."""
-        kernel = KERNELS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-        since = defs.get_schema(node.op_type, self.opset).since_version if kernel else 0
+        kernel, own = KERNELS.get(named(node)), node.domain in ("", "ai.onnx")
+        since = defs.get_schema(node.op_type, self.opset).since_version if own else 1
         kind = self.kinds[node.input[_WORKS_ON.get(node.op_type, 0)]]
         if kernel is None or not kernel.takes(since, kind):
             return f"{node.op_type}-{since} of {TensorProto.DataType.Name(kind).lower()}"
@@ -278,7 +297,7 @@ class _Partition:
             reads_there = there.intersection(node.input)
             if node.name in self.lacking or not reads_there:
                 continue
-            from_cpu = KERNELS[node.op_type].from_cpu
+            from_cpu = KERNELS[named(node)].from_cpu
             if all(self._may_be_there(x, there, i in from_cpu) for i, x in enumerate(node.input)):
                 found.add(node.name)
                 there.update(node.output)
@@ -298,7 +317,7 @@ class _Partition:
     def _copies(self) -> Iterator[Copy]:
         readers: dict[str, set[bool]] = {}
         for node in self.graph.node:
-            kernel = KERNELS.get(node.op_type)
+            kernel = KERNELS.get(named(node))
             for i, x in enumerate(node.input):
                 on_cpu = node.name in self.cpu or (kernel is not None and i in kernel.from_cpu)
                 readers.setdefault(x, set()).add(not on_cpu)
