@@ -36,6 +36,7 @@ libraries: list[str] = []
 """Libraries of operators that sessions are to know."""
 
 _threads = 0
+_profile = ""
 _entries: dict[str, str] = {}
 """What sessions are configured with beside that."""
 
@@ -90,6 +91,17 @@ def flush_denormals() -> None:
     _entries["session.set_denormal_as_zero"] = "1"
 
 
+def profile(prefix: str | os.PathLike[str]) -> None:
+    """Let sessions that are opened from now on note which node ran where, and how long.
+
+    Args:
+        prefix: what the names of their files begin with, as `session.end_profiling()` gives them;
+            empty for none.
+    """
+    global _profile
+    _profile = os.fspath(prefix)
+
+
 def allow_tf32(allowed: bool = True) -> None:
     """Let sessions that are opened from now on multiply in TF32, which has 10 bits, on CUDA.
 
@@ -119,13 +131,7 @@ def open_session(
     """
     ort = onnxruntime()
     wants_cuda = _wants_cuda(ort.get_available_providers(), device, cuda_graph)
-    options = ort.SessionOptions()
-    _share_arena(ort)
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    options.log_severity_level = 4  # what it would print comes as an exception too
-    options.intra_op_num_threads = _threads
-    for key, value in _entries.items():
-        options.add_session_config_entry(key, value)
+    options = _options(ort)
     if wants_cuda and hasattr(ort, "preload_dlls"):
         ort.preload_dlls()
     providers = [(_PROVIDERS["cuda"], cuda_options(graphs=cuda_graph))] if wants_cuda else []
@@ -143,6 +149,20 @@ def open_session(
     if got != "cuda" and (device == "cuda" or cuda_graph):
         raise DeviceError("ONNX Runtime could not use CUDA: is there a GPU, with CUDA 13?")
     return session, got
+
+
+def _options(ort: Any) -> Any:
+    """The options of every session."""
+    options = ort.SessionOptions()
+    _share_arena(ort)
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    options.log_severity_level = 4  # what it would print comes as an exception too
+    options.intra_op_num_threads = _threads
+    for key, value in _entries.items():
+        options.add_session_config_entry(key, value)
+    options.enable_profiling = bool(_profile)
+    options.profile_file_prefix = _profile or options.profile_file_prefix
+    return options
 
 
 def _wants_cuda(there: Sequence[str], device: str, cuda_graph: bool) -> bool:

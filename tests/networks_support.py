@@ -194,7 +194,9 @@ def exported(
         return onnx.load(path)
 
 
-def run(explainer: onnx.ModelProto, pictures: Floats, targets: Integers) -> Run:
+def run(
+    explainer: onnx.ModelProto, pictures: Floats, targets: Integers, device: str = "cpu"
+) -> Run:
     """Run an explainer, with what its forward max pools take and give as further outputs."""
     known = [y.name for y in explainer.graph.output]
     maps = [n for n in known if n.startswith("relevance") and n != "relevance_target"]
@@ -205,7 +207,7 @@ def run(explainer: onnx.ModelProto, pictures: Floats, targets: Integers) -> Run:
         for name in watched
         if name not in known
     )
-    session, _ = open_session(explainer, "cpu")
+    session, _ = open_session(explainer, device)
     names = [known[0], *maps, *watched]
     values = dict(zip(names, session.run(names, {"x": pictures, "target": targets}), strict=True))
     winners = [first_maxima(pool, values[pool.input[0]], values[pool.output[0]]) for pool in pools]

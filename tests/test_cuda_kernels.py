@@ -271,3 +271,20 @@ def test_what_an_older_opset_cannot_say_stays(name: str) -> None:
     )
     assert lowered(model) is model
     assert reason in (staying(model) or "")
+
+
+# -- whole networks ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["squeezenet1_1", "googlenet", "mobilenet_v2", "convnext_tiny"])
+def test_a_network_from_pytorch_stays_on_the_device(name: str, method: str) -> None:
+    pytest.importorskip("torchvision", reason="the networks are torchvision's")
+    pytest.importorskip("onnxscript", reason="PyTorch exports with it")
+    from networks_support import exported
+    from reference.networks import make, photographs
+
+    model = exported(make(name), photographs(1, 64, seed=5), "dynamo")
+    found = placed(convert(model, method=method))
+    assert (found.strays, found.copies) == ([], [])

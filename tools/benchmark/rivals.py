@@ -37,8 +37,10 @@ def rivals_for(net: nn.Module, settings: Settings) -> Rivals:
 def explainer_of(
     rival: ModuleType, net: nn.Module, method: str, dtype: torch.dtype = torch.float32
 ) -> Any:
-    """The rival's explainer of a copy of the network."""
-    return rival.Explainer(copy.deepcopy(net).to(dtype), LOW.to(dtype), HIGH.to(dtype), method)
+    """The rival's explainer of a copy of the network, where that is."""
+    device = next(net.parameters()).device
+    low, high = (bound.to(device, dtype) for bound in (LOW, HIGH))
+    return rival.Explainer(copy.deepcopy(net).to(dtype), low, high, method)
 
 
 def agreement(
@@ -47,6 +49,7 @@ def agreement(
     model: onnx.ModelProto,
     method: str,
     picture: NDArray[np.float32],
+    device: str = "cpu",
 ) -> dict[str, dict[str, Any]]:
     """How far the package's signed map is from each rival's, or why a rival has none.
 
@@ -55,10 +58,10 @@ def agreement(
     """
     if not rivals:
         return {}
-    x = torch.from_numpy(picture)
+    x = torch.from_numpy(picture).to(device)
     targets = top_classes(net, x, 1)
-    explainer = Explainer(model, device="cpu", method=method, signed=True)
-    ours = torch.from_numpy(explainer.explain(picture, targets.numpy()).relevance)
+    explainer = Explainer(model, device=device, method=method, signed=True)
+    ours = torch.from_numpy(explainer.explain(picture, targets.cpu().numpy()).relevance)
     del explainer
     found: dict[str, dict[str, Any]] = {}
     for name, rival in rivals.items():
@@ -70,7 +73,7 @@ def agreement(
         except Exception as error:  # whatever another library stumbles over in a network
             found[name] = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
         else:
-            found[name] = {"agrees": _off(ours, exact), "float32": _off(timed, exact)}
+            found[name] = {"agrees": _off(ours.to(device), exact), "float32": _off(timed, exact)}
         gc.collect()  # hooks and their modules know each other; large networks need the memory
     return found
 

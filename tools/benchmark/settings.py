@@ -19,6 +19,7 @@ class Settings:
         seconds: no round begins later.
         threads: of ONNX Runtime and of PyTorch.
         skipped: rivals that are left out.
+        device: where everything runs, `"cpu"` or `"cuda"`.
     """
 
     method: str
@@ -30,6 +31,7 @@ class Settings:
     seconds: float
     threads: int
     skipped: list[str]
+    device: str = "cpu"
 
     def to_json(self) -> str:
         """As an argument of a process."""

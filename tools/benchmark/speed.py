@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+import onnx
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +19,8 @@ import onnx_clrp
 from benchmark.networks import build, to_onnx, top_classes
 from benchmark.rivals import agreement, explainer_of, rivals_for
 from benchmark.settings import Settings
-from benchmark.timing import in_turn
+from benchmark.timing import Work, in_turn
+from onnx_clrp.binding import Bound
 from onnx_clrp.model import save
 from onnx_clrp.sessions import flush_denormals, limit_threads, open_session, run
 
@@ -29,9 +31,9 @@ def measured(name: str, settings: Settings, folder: Path) -> Iterator[dict[str, 
     The files of the network are left in the folder, for measurements by other processes.
     """
     net, pictures = build(name, settings.size, max(settings.batches))
-    model = to_onnx(net, pictures, settings.exporter)
-    rivals = rivals_for(net, settings)
-    found = agreement(rivals, net, model, settings.method, pictures[:1])
+    model, device = to_onnx(net, pictures, settings.exporter), settings.device
+    rivals, net = rivals_for(net, settings), net.to(device)
+    found = agreement(rivals, net, model, settings.method, pictures[:1], device)
     made = onnx_clrp.convert(model, method=settings.method)
     save(model, folder / "model.onnx")
     save(made, folder / "explainer.onnx")
@@ -41,23 +43,52 @@ def measured(name: str, settings: Settings, folder: Path) -> Iterator[dict[str, 
         for other, rival in rivals.items()
         if "failed" not in found[other]
     }
-    session, _ = open_session(model, "cpu")
-    scores = [session.get_outputs()[0].name]
-    explainer = onnx_clrp.Explainer(made, device="cpu")
+    forward = _forward_of(model, device)
+    explainer = onnx_clrp.Explainer(made, device=device)
+    replayed = (
+        onnx_clrp.Explainer(made, device=device, cuda_graph=True) if device == "cuda" else None
+    )
     del model, made  # the sessions have copies, and large networks need the memory
     for n in settings.batches:
-        batch, tensor = pictures[:n], torch.from_numpy(pictures[:n])
+        batch, tensor = pictures[:n], torch.from_numpy(pictures[:n]).to(device)
         for k in settings.targets:
             asked = top_classes(net, tensor, k)
+            classes = asked.cpu().numpy()
             contestants = {
-                "forward": partial(run, session, scores, {"x": batch}),
+                "forward": partial(forward, batch),
                 "logits": partial(explainer.logits, batch),
-                "explain": partial(explainer.explain, batch, asked.numpy()),
-                "torch": partial(_forward, net, tensor),
-                **{other: partial(explain, tensor, asked) for other, explain in others.items()},
+                "explain": partial(explainer.explain, batch, classes),
+                **({"graph": partial(replayed.explain, batch, classes)} if replayed else {}),
+                "torch": _done(device, partial(_forward, net, tensor)),
+                **{
+                    other: _done(device, partial(explain, tensor, asked))
+                    for other, explain in others.items()
+                },
             }
             seconds = in_turn(contestants, settings.rounds, settings.seconds)
             yield {"batch": n, "targets": k, "agreement": found, "seconds": seconds}
+
+
+def _forward_of(model: onnx.ModelProto, device: str) -> Callable[[Any], object]:
+    """The model alone, as the package would run it on the device."""
+    session, _ = open_session(model, device)
+    scores = [session.get_outputs()[0].name]
+    if device == "cuda":
+        bound = Bound(session, device, scores)
+        return lambda batch: bound.run({"x": batch})
+    return lambda batch: run(session, scores, {"x": batch})
+
+
+def _done(device: str, work: Work) -> Work:
+    """The work until the device has done it: PyTorch only asks a GPU for it."""
+    if device == "cpu":
+        return work
+
+    def waited() -> None:
+        work()
+        torch.cuda.synchronize()
+
+    return waited
 
 
 @torch.inference_mode()
@@ -73,6 +104,7 @@ def main(name: str, settings: Settings, folder: Path) -> None:
     """Time the classifier NAME; leave its files in FOLDER."""
     torch.set_flush_denormal(True)  # before anything runs: threads inherit it when they are made
     torch.set_num_threads(settings.threads)
+    torch.backends.cudnn.allow_tf32 = False  # as in ONNX Runtime, or it would be no race
     limit_threads(settings.threads)
     flush_denormals()
     for row in measured(name, settings, folder):
