@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 
@@ -128,6 +129,15 @@ def test_the_examples_of_the_page_on_quantus_run(
     pytest.importorskip("quantus", reason="an optional judge of the saved maps")
     run_page("docs/quantus.md", tmp_path, monkeypatch)
     assert "clrp2 relevance rank 0." in capsys.readouterr().out
+
+
+def test_the_examples_of_the_page_on_cuda_run_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    code = "\n".join(blocks("docs/cuda.md")).replace(", cuda_graph=True", "")
+    assert code.count('device="cuda"') == 3
+    known: dict[str, object] = {}
+    exec(compile(code.replace('"cuda"', '"cpu"'), "docs/cuda.md", "exec"), known)
+    assert np.shape(known["maps"]) == (100, 2, 1, 64, 64)
 
 
 def test_the_page_on_evaluate_names_each_once() -> None:
