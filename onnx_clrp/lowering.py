@@ -9,6 +9,7 @@ relevance. Most such nodes mean the same in opset 18.
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import onnx
 from onnx import checker, defs, helper, shape_inference
@@ -46,7 +47,8 @@ _NEW_VALUES = frozenset({b"wrap", b"half_pixel_symmetric"})
 def lowered(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model in opset 18, in a copy, or as it is if it cannot be.
 
-    Only the number changes, and Gelu becomes ONNX Runtime's own.
+    Only the number changes, and Gelu becomes ONNX Runtime's own; what an exporter says of
+    attributes that opset 18 does not have, and that is their default, is left out.
     """
     if (opset_of(model) or OPSET) <= OPSET or staying(model) is not None:
         return model
@@ -61,7 +63,9 @@ def staying(model: onnx.ModelProto) -> str | None:
     opset = opset_of(model) or OPSET
     if opset <= OPSET:
         return None
-    reason = f"opset {opset}" if opset > _NEWEST else _newer(model.graph, opset)
+    if opset > _NEWEST:
+        return f"opset {opset}"
+    reason = "functions of its own" if model.functions else _newer(model.graph, opset)
     if reason is not None:
         return reason
     bare, _ = skeleton(model)
@@ -78,6 +82,11 @@ def _stamp(model: onnx.ModelProto) -> None:
     for entry in model.opset_import:
         if entry.domain in ("", "ai.onnx"):
             entry.version = OPSET
+    for node in model.graph.node:
+        if node.op_type in _TYPES_ALONE and node.domain in ("", "ai.onnx"):
+            kept = [a for a in node.attribute if a.name in _attributes(node.op_type, OPSET)]
+            del node.attribute[:]
+            node.attribute.extend(kept)
     gelus = [node for node in model.graph.node if node.op_type == "Gelu" and not node.domain]
     for node in gelus:
         by_tanh = any(a.s == b"tanh" for a in node.attribute)
@@ -106,10 +115,20 @@ def _means_the_same(node: onnx.NodeProto, opset: int) -> bool:
     values = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     if node.op_type == "AveragePool" and values.get("ceil_mode"):
         return False  # what a window that hangs over is divided by
-    known = defs.get_schema(node.op_type, OPSET).attributes
-    return {*values} <= {*known} and not any(
-        value in _NEW_VALUES for value in values.values() if isinstance(value, bytes)
-    )
+    if any(value in _NEW_VALUES for value in values.values() if isinstance(value, bytes)):
+        return False
+    known, newer = (_attributes(node.op_type, version) for version in (OPSET, opset))
+    return all(values[name] == newer.get(name) for name in {*values} - {*known})
+
+
+@cache
+def _attributes(op: str, opset: int) -> dict[str, Any]:
+    """The operator's attributes, each with its default; None for none."""
+    known = defs.get_schema(op, opset).attributes
+    return {
+        name: helper.get_attribute_value(a.default_value) if a.default_value.type else None
+        for name, a in known.items()
+    }
 
 
 @cache

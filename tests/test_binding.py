@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from quantised_support import RANGE, pictures
-from test_cuda_kernels import network
+from quantised_support import RANGE, pictures, written
+from test_cuda_kernels import CHAIN, network
 
-from onnx_clrp import DeviceError, Explainer, ModelError, convert
+from onnx_clrp import DeviceError, Explainer, ModelError, convert, runtime
 from onnx_clrp.binding import _MOST_FORMS, Bound
 from onnx_clrp.errors import MemoryShortageError
 from onnx_clrp.sessions import open_session, run
@@ -114,3 +114,20 @@ def test_cuda_graphs_are_refused_elsewhere(device: str) -> None:
     with pytest.raises(DeviceError, match="CUDA graphs need CUDA") as caught:
         Explainer(network("chain"), device=device, cuda_graph=True, input_range=RANGE)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("ceil_mode", [0, 1])
+def test_an_explainer_on_cuda_says_that_part_of_it_is_not(
+    ceil_mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session of the CPU that pretends, up to its first run."""
+    really = runtime.open_session
+    monkeypatch.setattr(runtime, "open_session", lambda m, _, **__: (really(m, "cpu")[0], "cuda"))
+    pool = f"AveragePool<kernel_shape=[2,2], strides=[2,2], ceil_mode={ceil_mode}>(r1)"
+    body = CHAIN.replace("MaxPool<kernel_shape=[2,2], strides=[2,2]>(r1)", pool)
+    model = written(body, opset=20, dense=np.ones((16, 512), np.float32))
+    explainer = Explainer(model, device="cuda", input_range=RANGE)
+    assert explainer.device == "cuda"
+    said = [note for note in explainer.notes if "runs on the CPU" in note]
+    assert len(said) == ceil_mode
+    assert all("AveragePool of opset 20" in note for note in said)
