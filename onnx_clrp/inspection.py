@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import repeat
 from math import prod
 from typing import Any, Unpack
 
@@ -245,6 +246,7 @@ class _Trial:
         self._passing: set[str] = set()
         self._gaps: dict[str, str] = {}
         self._written: Counter[tuple[str, str]] = Counter()
+        self._run: Counter[str] = Counter()
         self._classifier: set[str] = set()
         try:
             self._write()
@@ -269,7 +271,9 @@ class _Trial:
         )
         own = len(program.model.proto.graph.node)
         made = append(program.model.proto, t, maps)
-        self._written.update(_origin(node) for node in made.graph.node[own:])
+        added = made.graph.node[own:]
+        self._written.update(_origin(node) for node in added)
+        self._run.update(_runs_of_maps(added))
         if plan.method.dual is not None:
             head, _ = split_at_classifier(self._steps, program.logits)
             self._classifier = {str(step) for step in head if step.linear}
@@ -314,7 +318,7 @@ class _Trial:
             gates=[_maker(x) for x in self._gates(step)],
             linear=step.linear,
             multiply_adds=_multiply_adds(step, facts) if step.linear else None,
-            runs=sum(n for op, n in written.items() if op in _MAPS) if step.linear else 0,
+            runs=self._run[name] if step.linear else 0,
             nodes=sum(written.values()),
         )
 
@@ -350,6 +354,14 @@ def _origin(node: onnx.NodeProto) -> tuple[str, str]:
     """The step that a node was written for, and its operator: they are in its name."""
     step = node.name.rpartition("/")[0].partition("/")[2]
     return step, node.op_type
+
+
+def _runs_of_maps(added: Sequence[onnx.NodeProto]) -> Iterator[str]:
+    """The step of each linear map that was written, as often as it has weights side by side."""
+    joined = {n.output[0]: len(n.input) for n in added if n.op_type == "Concat"}
+    for node in added:
+        if node.op_type in _MAPS:
+            yield from repeat(_origin(node)[0], joined.get(node.input[1], 1))
 
 
 def _multiply_adds(step: Step, facts: Facts) -> int | None:

@@ -200,7 +200,8 @@ def run(
     """Run an explainer, with what its forward max pools take and give as further outputs."""
     known = [y.name for y in explainer.graph.output]
     maps = [n for n in known if n.startswith("relevance") and n != "relevance_target"]
-    pools = [node for node in explainer.graph.node if node.op_type == "MaxPool"]
+    own = (node for node in explainer.graph.node if not node.name.startswith("relevance/"))
+    pools = [node for node in own if node.op_type == "MaxPool"]
     watched = sorted({name for pool in pools for name in (pool.input[0], pool.output[0])})
     explainer.graph.output.extend(
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None)

@@ -219,7 +219,7 @@ def test_a_process_that_is_ended_from_outside_is_one_line() -> None:
 
 def started(folder: Path, maps: Path) -> subprocess.Popen[str]:
     """The command over many pictures, which has drawn the first."""
-    words = ["explain", DIGITS, *[folder] * 20, "-o", maps]
+    words = ["explain", DIGITS, *[folder] * 200, "-o", maps]
     code = "from onnx_clrp.cli import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, words)],

@@ -211,9 +211,9 @@ def test_scores_alone_are_those_of_an_explanation() -> None:
 def test_scores_alone_are_asked_of_the_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[onnx.ModelProto] = []
 
-    def opening(model: onnx.ModelProto, device: str) -> tuple[Any, str]:
+    def opening(model: onnx.ModelProto, device: str, **options: Any) -> tuple[Any, str]:
         opened.append(model)
-        return open_session(model, device)
+        return open_session(model, device, **options)
 
     monkeypatch.setattr(runtime, "open_session", opening)
     images, _ = to_arrays(held_out_scenes(2, 1))
