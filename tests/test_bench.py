@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark import spent
 
 pytest.importorskip("torch", reason="the networks are PyTorch's")
 pytest.importorskip("torchvision", reason="the networks are torchvision's")
@@ -76,6 +77,28 @@ def test_memory_loading_and_conversion_are_there(results: Any) -> None:
     assert [row["model"] for row in results["conversion"]] == ["squeezenet1_1"]
 
 
+def test_the_time_is_shared_out_among_the_kinds_of_nodes(results: Any) -> None:
+    (row,) = results["spent"]
+    assert all(row[kind] > 0 for kind in ("forward", *spent.KINDS))
+    assert row["own"] < 3 * row["forward"]  # the model's nodes are told from those added
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "kind"),
+    [
+        ("relevance/node_Conv_1/Conv_output_0_nchwc", "Conv", "products"),
+        ("relevance/features/pool/Mul", "Mul", "pools"),
+        ("relevance/features/pool/ConvTranspose_2", "ConvTranspose", "pools"),
+        ("relevance/node_Conv_1/Div", "Div", "elementwise"),
+        ("ReorderOutput_token_3", "ReorderOutput", "reorders"),
+        ("relu_2_nchwc", "Conv", "own"),
+        ("features/pool", "MaxPool", "own"),
+    ],
+)
+def test_a_node_is_of_one_kind(name: str, operator: str, kind: str) -> None:
+    assert spent.kind_of(name, operator, ["features/pool"]) == kind
+
+
 def test_the_machine_is_named(results: Any, folder: Path) -> None:
     page = (folder / "page.md").read_text(encoding="utf-8")
     told = {key: value for key, value in results["machine"].items() if key != "load"}
@@ -85,7 +108,7 @@ def test_the_machine_is_named(results: Any, folder: Path) -> None:
 def test_the_page_holds_every_table_and_the_picture(folder: Path) -> None:
     page = (folder / "page.md").read_text(encoding="utf-8")
     told = [line for line in page.splitlines() if line.startswith("| squeezenet1_1 ")]
-    assert len(told) == len(KINDS) + 1 + len(KINDS) + 1 + 1
+    assert len(told) == len(KINDS) + 1 + 1 + len(KINDS) + 1 + 1
     assert all(line in (folder / "stdout").read_text(encoding="utf-8") for line in told)
     assert "](images/page.png)" in page
     assert (folder / "images" / "page.png").is_file()

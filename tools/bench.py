@@ -54,6 +54,7 @@ def measured(name: str, settings: Settings) -> dict[str, list[Row]]:
         found = {"speed": rows_of("speed", name, text, folder)}
         if any("failed" in row for row in found["speed"]):
             return _named(name, found)
+        found["spent"] = rows_of("spent", text, folder)
         found["loading"] = rows_of("files", "loading", text, folder)
         found["memory"] = [
             {"batch": n, "targets": k, **row}
@@ -76,7 +77,7 @@ def measure_all(
     results: Results = {
         "machine": rows_of("machine")[0],
         "settings": asdict(settings),
-        **{part: [] for part in ("speed", "loading", "memory", "conversion")},
+        **{part: [] for part in ("speed", "spent", "loading", "memory", "conversion")},
     }
     for name in track(models, "measuring"):
         for part, rows in measured(name, settings).items():

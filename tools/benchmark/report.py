@@ -22,6 +22,15 @@ CONTESTANTS = {
 }
 RIVALS = ("zennit", "layerwise")
 
+SPENT = {
+    "own": "model",
+    "products": "Z and adjoints",
+    "pools": "pools",
+    "elementwise": "element by element",
+    "reorders": "reorders",
+}
+"""What the kinds of nodes are called."""
+
 SAME = 3e-3
 """Maps that are farther apart are not the same."""
 
@@ -63,6 +72,10 @@ def tables(results: Results) -> dict[str, Table]:
             ("network", "batch", "targets", "forward", *CONTESTANTS.values(), "zennit / explain"),
             [_speed(row) for row in timed(results)],
         ),
+        "spent": Table(
+            ("network", *SPENT.values(), "together"),
+            [_spent(row) for row in results["spent"] if "failed" not in row],
+        ),
         "agreement": Table(
             ("network", "zennit", "in float32", "layer by layer", "in float32"),
             [*_agreements(results)],
@@ -88,7 +101,7 @@ def notes(results: Results) -> list[str]:
     found = []
     if load > BUSY:
         found.append(f"all times: {load:.1f} processes were running when this one began")
-    for part in ("speed", "memory", "loading", "conversion"):
+    for part in ("speed", "spent", "memory", "loading", "conversion"):
         found += [f"{r['model']}, {part}: {r['failed']}" for r in results[part] if "failed" in r]
     for row in _once_each(timed(results)):
         for name, told in row["agreement"].items():
@@ -131,6 +144,11 @@ def _spread(values: Sequence[float]) -> str:
 
 def _short(value: float) -> str:
     return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def _spent(row: Row) -> list[str]:
+    parts = [row[kind] / row["forward"] for kind in SPENT]
+    return [row["model"], *(f"{part:.2f}" for part in parts), f"{sum(parts):.2f}"]
 
 
 def _agreements(results: Results) -> Iterator[list[str]]:
@@ -194,6 +212,24 @@ other; a number is the median of the rounds' ratios, and in brackets lies the mi
 - **layer by layer**: the same maps in plain PyTorch, in two passes, with autograd at each layer and
   the positive weights made beforehand. For chains of layers only.
 {notes}
+## Where the time goes
+
+Of an explanation of one picture and one target, by ONNX Runtime's profile, in forward passes, each
+node at its best of many runs. The arithmetic of the rule is 1 for the model, and 2 for Z and the
+adjoints; 4 where the inputs of linear maps have both signs, as behind SiLU and linear bottlenecks.
+
+{spent}
+
+- **model**: its own nodes.
+- **Z and adjoints**: the convolutions and matrix products of the relevance pass. Of the first layer
+  there are two of each, for its bounds, and adjoints of steps larger than one are slower than what
+  they belong to.
+- **pools**: all that the relevance of pools takes.
+- **element by element**: products, quotients and sums. They are bound by memory, and weigh the more
+  the less the convolutions between them do.
+- **reorders**: convolutions lay tensors out in blocks of channels, all else does not. In the model
+  alone hardly anything is in between.
+
 ## The same maps
 
 ‖a − b‖ / ‖b‖ of the signed map of a picture's top class. The first column of each pair compares
