@@ -274,13 +274,17 @@ def first_winner(t: Tape, candidates: Sequence[Tensor], y: Tensor) -> list[Tenso
 
     In truth values, which take a quarter of the memory of numbers.
     """
-    first, *others = candidates
-    won = [t.Equal(first, y)]
-    left = t.Not(won[0])
-    for candidate in others:
-        won.append(t.And(left, t.Equal(candidate, y)))
+    return first_true(t, [t.Equal(candidate, y) for candidate in candidates])[0]
+
+
+def first_true(t: Tape, truths: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+    """For each of some truth values, whether it is the first that is true; and whether none is."""
+    first, *others = truths
+    won, left = [first], t.Not(first)
+    for other in others:
+        won.append(t.And(left, other))
         left = t.Xor(left, won[-1])
-    return won
+    return won, left
 
 
 def all_winners(t: Tape, candidates: Sequence[Tensor], y: Tensor) -> list[Tensor]:

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from onnx_clrp.redistribute import first_true
+
 if TYPE_CHECKING:
     from onnx_clrp.rules.window import Window
     from onnx_clrp.tape import Tape, Tensor
@@ -61,15 +63,12 @@ def _back(
     What is moved beyond the end of a row comes to stand in the next one: `inside` says where a
     place of a window is one of its own row. The last place needs no look, since somebody wins.
     """
-    winners, left = [], None
-    for i, move in enumerate(moves[:-1]):
-        equal = t.Equal(_moved(t, x, 2, move, -np.inf), y)
-        if inside and not inside[i].all():
-            equal = t.And(equal, inside[i])
-        winners.append(equal if left is None else t.And(left, equal))
-        left = t.Not(equal) if left is None else t.Xor(left, winners[-1])
-    if left is None:  # a single place
+    if len(moves) == 1:
         return r
+    truths = [t.Equal(_moved(t, x, 2, move, -np.inf), y) for move in moves[:-1]]
+    for i, there in enumerate(inside[:-1]):
+        truths[i] = truths[i] if there.all() else t.And(truths[i], there)
+    winners, left = first_true(t, truths)
     parts = (t.Mul(r, t.number(won)) for won in (*winners, left))
     return t.sum(_moved(t, p, 3, -m, 0.0) for p, m in zip(parts, moves, strict=True))
 

@@ -35,16 +35,26 @@ class Placed:
 
 def placed(model: onnx.ModelProto, feeds: Mapping[str, Any], device: str) -> Placed:
     """Run a model once and see where."""
-    names = [y.name for y in model.graph.output]
+    return summary(profiled(model, [y.name for y in model.graph.output], feeds, device))
+
+
+def profiled(
+    model: onnx.ModelProto,
+    outputs: Sequence[str],
+    feeds: Mapping[str, Any],
+    device: str,
+    runs: int = 1,
+) -> Any:
+    """What ONNX Runtime notes of a session's runs: a list of events."""
     with TemporaryDirectory() as folder:
         profile(Path(folder) / "profile")
         try:
             session, _ = open_session(model, device)
         finally:
             profile("")
-        run(session, names, feeds)
-        text = Path(session.end_profiling()).read_text(encoding="utf-8")
-    return summary(json.loads(text))
+        for _ in range(runs):
+            run(session, outputs, feeds)
+        return json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
 
 
 def summary(events: Sequence[Mapping[str, Any]]) -> Placed:

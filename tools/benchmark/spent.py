@@ -7,15 +7,15 @@ import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
 import numpy as np
 import onnx
 
+from benchmark.placed import profiled
 from benchmark.settings import Settings
-from onnx_clrp.sessions import flush_denormals, limit_threads, open_session, profile, run
+from onnx_clrp.sessions import flush_denormals, limit_threads
 
 _RUNS = 15
 """Each node counts with the fastest of so many: what else a machine does only ever adds."""
@@ -52,28 +52,17 @@ def fastest(events: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]
     return found
 
 
-def profiled(model: onnx.ModelProto, outputs: Sequence[str], feeds: Mapping[str, Any]) -> Any:
-    """The events of several runs on a CPU."""
-    with TemporaryDirectory() as folder:
-        profile(Path(folder) / "profile")
-        try:
-            session, _ = open_session(model, "cpu")
-        finally:
-            profile("")
-        for _ in range(_RUNS):
-            run(session, outputs, feeds)
-        return json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
-
-
 def spent(folder: Path, batch: int, targets: int) -> dict[str, Any]:
     """The milliseconds of the model alone, and those of each kind in its explainer."""
     pictures = np.load(folder / "pictures.npy")[:batch]
     model, explainer = (onnx.load(folder / f"{name}.onnx") for name in ("model", "explainer"))
-    alone = fastest(profiled(model, [model.graph.output[0].name], {"x": pictures}))
+    scores = model.graph.output[0].name
+    alone = fastest(profiled(model, [scores], {"x": pictures}, "cpu", _RUNS))
     pools = [node.name for node in model.graph.node if "Pool" in node.op_type]
     asked = {"x": pictures, "target": np.tile(np.arange(targets), (batch, 1))}
     found: Counter[str] = Counter(dict.fromkeys(KINDS, 0.0))
-    for (name, operator), time in fastest(profiled(explainer, ["relevance"], asked)).items():
+    events = profiled(explainer, ["relevance"], asked, "cpu", _RUNS)
+    for (name, operator), time in fastest(events).items():
         found[kind_of(name, operator, pools)] += time
     return {"batch": batch, "targets": targets, "forward": sum(alone.values()), **found}
 
