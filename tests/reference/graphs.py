@@ -93,7 +93,7 @@ class Blur:
 
     Two blurs of the same seed and opposite sign err in opposite directions, so that hardly a
     decision that rounding may turn is taken alike by both; and one of them takes for nothing what
-    is left of terms that cancel in the exact values.
+    is smaller than its error: what is left where terms cancel, or the Gelu of -6.
     """
 
     values: Values
@@ -109,7 +109,7 @@ class Blur:
             signs = rng.choice([-1.0, 1.0], y.shape) * self.sign
             with np.errstate(invalid="ignore"):  # what errors blow up is left out
                 wrong = y + self.size * signs * rng.uniform(0.5, 1.0, y.shape) * rounded
-            nothing = (abs(self.values[name]) < 2.0**-40 * rounded) & (self.sign < 0)
+            nothing = (abs(self.values[name]) < self.size * rounded) & (self.sign < 0)
             return np.where(nothing, 0.0, wrong)
 
         return blur
