@@ -211,7 +211,7 @@ other; a number is the median of the rounds' ratios, and in brackets lies the mi
   between runs, and the two passes of a contrast and all targets share one forward pass.
 - **layer by layer**: the same maps in plain PyTorch, in two passes, with autograd at each layer and
   the positive weights made beforehand. For chains of layers only.
-- **—**: not for this network, or not timed: of many maps at once the others take minutes a run.
+- **—**: not for this network, or not timed.
 {notes}
 ## Where the time goes
 
