@@ -33,7 +33,8 @@ class LinearMap:
         exact: must what is handed on add up to what arrived, to the last digits?
         outputs: the axis of `weight` along which the channels of the output lie, if there is one:
             for scales behind the map, which belong to its weights.
-        signed: does `weight` hold the signs of those scales already?
+        groups: of channels, where that axis has those of one group alone, and the first axis the
+            inputs of all groups.
         bias: `b`, so that it broadcasts to `y`; None without one.
         count: for a mean, what the sum over its elements is divided by.
         output: the tensor that holds `W x + b`, where there is one.
@@ -50,7 +51,7 @@ class LinearMap:
     dense: bool = False
     exact: bool = False
     outputs: int | None = None
-    signed: bool = False
+    groups: int = 1
     bias: Tensor | None = None
     count: Callable[[], Operand] | None = None
     output: Tensor | None = None

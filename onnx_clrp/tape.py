@@ -66,7 +66,7 @@ class Tape(Writer):
         a BatchNorm folded into the weights nothing but the sign is left.
         """
         weight, signs = f.weight, self.step.signs
-        if signs is not None and not f.signed:
+        if signs is not None:
             weight = self._scaled(f, signs)
         for scale in self.step.scales:
             weight = self.Mul(weight, self.Sign(scale))
@@ -80,8 +80,8 @@ class Tape(Writer):
             factors, signs = [tail.factor], tail.signs
         if signs is not None:
             factors.append(signs)
-        laid = [-1] + [1] * (self.rank(f.y) - self.step.channel_axis - 1)
         for factor in factors:
+            laid = [-1] + [1] * (self.rank(f.y) - self.step.channel_axis - 1)
             weight = self._scaled(replace(f, weight=weight), factor)
             bias = None if bias is None else self.Mul(bias, factor.reshape(laid))
             if tail is not None and factor is tail.factor:
@@ -104,6 +104,11 @@ class Tape(Writer):
             )
         shape = [1] * self.rank(f.weight)
         shape[f.outputs] = -1
+        if f.groups > 1:  # one number for each input too, since an output's group is theirs
+            inputs = self.dims(f.weight, [0])
+            assert inputs is not None  # weights in groups have a known shape
+            shape[0] = inputs[0]
+            factors = np.repeat(factors.reshape(f.groups, -1), inputs[0] // f.groups, axis=0)
         return self.Mul(f.weight, factors.reshape(shape))
 
     def average(self, f: LinearMap, r: Tensor) -> Tensor:

@@ -94,14 +94,10 @@ def conv_transpose(
         return t.like(exact if max(output_padding or [0]) else full, x)
 
     offset = _laid(t, bias, len(window.kernel))
-    f = LinearMap(x, y, w, forward, transpose, outputs=1, bias=offset, output=_output(t, y))
-    signs = t.step.signs
-    if signs is None or group == 1:
-        return t.redistribute(f, r)
-    # Its weights have an axis for the outputs of one group alone.
-    signs = np.repeat(signs.reshape(group, -1), _shape(t, w)[0] // group, axis=0)
-    w = t.Mul(w, signs.reshape(*signs.shape, *[1] * len(window.kernel)))
-    return t.redistribute(replace(f, weight=w, outputs=None, signed=True, output=None), r)
+    f = LinearMap(
+        x, y, w, forward, transpose, outputs=1, groups=group, bias=offset, output=_output(t, y)
+    )
+    return t.redistribute(f, r)
 
 
 @gradient("Gemm")
