@@ -290,14 +290,13 @@ class Tape(Writer):
     def _divisor(self, z: Tensor, lowered: Tensor | None) -> Tensor:
         """`z >= 0`, or 1 where it is 0.
 
-        TINY less than anything in use is itself, and less than 0 is -TINY, of which a leaky ReLU
-        makes 1. Runtimes have both in a convolution for nothing; to compare and to add takes three
-        passes over memory.
+        TINY less than 0 is -TINY, of which a leaky ReLU makes 1; to all else it is given back.
+        Runtimes have the first two in a convolution for nothing; to compare takes two passes more.
         """
         if self.is_double:  # runtimes have no such activation of it
             return self.Add(z, self._nothing(z))
         lowered = self.Sub(z, TINY) if lowered is None else lowered
-        return self.LeakyRelu(lowered, alpha=-1 / TINY)
+        return self.Add(self.LeakyRelu(lowered, alpha=-1 / TINY), TINY)
 
     def product(self, x: Tensor, g: Tensor) -> Tensor:
         """Relevance `x ⊙ g`, for `x` without an axis of targets and `g` with one.

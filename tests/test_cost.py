@@ -58,9 +58,7 @@ def test_a_divisor_is_kept_from_zero_by_its_convolution() -> None:
     producers = {o: n for n in nodes for o in n.output}
     guards = [n for n in nodes if n.op_type == "LeakyRelu"]
     convolved = [n for n in guards if producers[n.input[0]].op_type == "Conv"]
-    assert (
-        len(convolved) == 2
-    )  # the first layer, of two parts that are one convolution, and the second
+    assert len(convolved) == 2  # the first layer, of two parts in one convolution, and the second
     assert all(len(producers[n.input[0]].input) == 3 for n in convolved)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import onnx.parser
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from reference import operators as reference
@@ -296,3 +297,47 @@ def test_what_has_no_formula_is_refused_with_its_reason(node: str) -> None:
     x = np.ones((1, 2, 3, 4), np.float32)
     with pytest.raises(UnsupportedError, match=REFUSED[node]):
         redistribute(model, {"x": x}, {"y": np.ones((1, 1, 2, 3, 4))})
+
+
+# --- Two ways to write one map, and numbers next to nothing ------------------------------------
+
+
+def handed(body: str, weights: dict[str, np.ndarray], x: np.ndarray, **options: str) -> np.ndarray:
+    """The relevance of `x` for relevance of 1 at every element of `y`."""
+    made = onnx.parser.parse_model(
+        f'<ir_version: 9, opset_import: ["": 18]>'
+        f" g (float[n,c,h,w] x) => (float[n,d,i,j] y) {{{body}}}"
+    )
+    made.graph.initializer.extend(
+        numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items()
+    )
+    shape = onnxruntime.InferenceSession(made.SerializeToString()).run(None, {"x": x})[0].shape
+    return redistribute(made, {"x": x}, {"y": np.ones((1, *shape), np.float32)}, **options)["x"]
+
+
+@pytest.mark.parametrize("rules", ["default", "epsilon", "epsilon_plus", "alpha2_beta1"])
+@pytest.mark.parametrize("behind", ["Neg(h)", "BatchNormalization(h, g, s, s, v)"])
+def test_groups_are_one_map_whose_other_weights_are_zero(behind: str, rules: str) -> None:
+    """The scale behind a grouped ConvTranspose counts once, by group and channel."""
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(2, 4, 3, 3)).astype(np.float32)
+    grouped, full = rng.normal(size=(4, 2, 2, 2)), np.zeros((4, 4, 2, 2))
+    full[:2, :2], full[2:, 2:] = grouped[:2], grouped[2:]
+    rest = {
+        "b": rng.normal(size=4),
+        "g": np.array([-1.5, 2.0, 0.5, -3.0]),
+        "s": rng.normal(size=4),
+        "v": np.ones(4),
+    }
+    rest = {name: w for name, w in rest.items() if name == "b" or name in behind}
+    text = f"h = ConvTranspose<strides = [2, 2], {{}}>(x, w, b) y = {behind}"
+    found = handed(text.format("group = 2"), {"w": grouped, **rest}, x, rules=rules)
+    wanted = handed(text.format("group = 1"), {"w": full, **rest}, x, rules=rules)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * abs(wanted).max())
+
+
+@pytest.mark.parametrize("z", [1.0000001e-30, 1.1e-30, 2e-30, 1e-28, 1e-24, 1e-20])
+def test_the_guard_of_a_quotient_takes_nothing_from_small_denominators(z: float) -> None:
+    x = np.array([z, 0, 1, 2], np.float32).reshape(1, 1, 1, 4)
+    found = handed("y = Conv(x, w)", {"w": np.ones((1, 1, 1, 1))}, x)
+    np.testing.assert_allclose(found.ravel(), [1, 0, 1, 1], rtol=1e-6)
