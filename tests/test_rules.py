@@ -329,7 +329,6 @@ def test_groups_are_one_map_whose_other_weights_are_zero(behind: str, rules: str
         "s": rng.normal(size=4),
         "v": np.ones(4),
     }
-    rest = {name: w for name, w in rest.items() if name == "b" or name in behind}
     text = f"h = ConvTranspose<strides = [2, 2], {{}}>(x, w, b) y = {behind}"
     found = handed(text.format("group = 2"), {"w": grouped, **rest}, x, rules=rules)
     wanted = handed(text.format("group = 1"), {"w": full, **rest}, x, rules=rules)
