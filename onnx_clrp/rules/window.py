@@ -218,6 +218,19 @@ class Window:
             found.append(t.Slice(phases, [*map(int, low)], [*map(int, high)], [1, 2, 3]))
         return found
 
+    def _tiles(self, t: Tape, x: Tensor, y: Tensor) -> bool:
+        """Are they squares that lie side by side and leave nothing out?
+
+        What they hand back is then only laid out anew. A ConvTranspose to a single channel takes
+        cuDNN as long as the convolutions around it do.
+        """
+        size, out = t.dims(x, self.axes), t.dims(y, self.axes)
+        stride, plain = self.strides[0], {*self.dilations} == {1} and not any(self.pads)
+        if not plain or self.auto or size is None or out is None:
+            return False
+        square = self.kernel == self.strides == (stride, stride)
+        return square and size == [stride * o for o in out]
+
     def _places(self) -> list[Sizes]:
         return [np.array(p) * self.dilations for p in product(*map(range, self.kernel))]
 
@@ -227,6 +240,9 @@ class Window:
         each = t.number(t.Concat(*(t.Unsqueeze(p, [-n - 1]) for p in parts), axis=-n - 1))
         stacked = t.Mul(t.Unsqueeze(r, [-n - 1]), each)
         shape = t.Concat([-1, len(parts)], t.sizes(y, self.axes), axis=0)
+        if self._tiles(t, x, y):
+            tiled = t.DepthToSpace(t.Reshape(stacked, shape), blocksize=self.strides[0])
+            return t.like(tiled, x)
         one_hot = np.eye(len(parts), dtype=np.float32).reshape(len(parts), 1, *self.kernel)
         return t.like(adjoint(t, self, t.Reshape(stacked, shape), t.operand(one_hot), x, y), x)
 
