@@ -112,7 +112,7 @@ class Comparison:
 
     def _explain(self, device: str, asked: list[int] | int | None) -> None:
         """Run the explainer for the class that was asked for, or the top one."""
-        session, self.device = open_session(self._made, device)
+        session, self.device, _ = open_session(self._made, device)
         if asked is None or asked == 1:
             scores = run(session, [self._names["logits"]], self._asked(0))[0]
             asked = [int(scores[0].argmax())]
@@ -126,13 +126,13 @@ class Comparison:
 
     def own_outputs(self) -> dict[str, Any]:
         """The outputs of the model itself."""
-        session, _ = open_session(self._proto, self.device)
+        session = open_session(self._proto, self.device).session
         return dict(zip(self.outputs, run(session, list(self.outputs), self._inputs), strict=True))
 
     def keep_books(self) -> Account:
         """Run the explainer with a ledger; it can be written only once."""
         books = keep_books(self.program, self._plan, self.target)
-        session, _ = open_session(books.model, self.device)
+        session = open_session(books.model, self.device).session
         taken = [x for x in books.cut if x not in self._inputs]
         names = [*books.sums.values(), books.maps["relevance"], *taken]
         values = run(session, names, self._inputs)

@@ -44,21 +44,22 @@ _NEW_VALUES = frozenset({b"wrap", b"half_pixel_symmetric"})
 """What attributes could not say before."""
 
 
-def lowered(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The model in opset 18, in a copy, or as it is if it cannot be.
+def lowered(model: onnx.ModelProto) -> tuple[onnx.ModelProto, str | None]:
+    """The model in opset 18, in a copy, or as it is if it cannot be, and then why it cannot.
 
     Only the number changes, and Gelu becomes ONNX Runtime's own; what an exporter says of
     attributes that opset 18 does not have, and that is their default, is left out.
     """
-    if (opset_of(model) or OPSET) <= OPSET or staying(model) is not None:
-        return model
+    stays = _staying(model)
+    if stays is not None or (opset_of(model) or OPSET) <= OPSET:
+        return model, stays
     made = onnx.ModelProto()
     made.CopyFrom(model)
     _stamp(made)
-    return made
+    return made, None
 
 
-def staying(model: onnx.ModelProto) -> str | None:
+def _staying(model: onnx.ModelProto) -> str | None:
     """Why the model has to stay in an opset after 18; None if it can be, or is, in that."""
     opset = opset_of(model) or OPSET
     if opset <= OPSET:

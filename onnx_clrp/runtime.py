@@ -27,7 +27,6 @@ from onnx_clrp.inputs import (
     rows_of_samples,
     with_piece,
 )
-from onnx_clrp.lowering import staying
 from onnx_clrp.methods import METHODS
 from onnx_clrp.model import PREFIX, load, metadata, part_for
 from onnx_clrp.sessions import open_session, run
@@ -139,7 +138,7 @@ class Explainer:
     ) -> None:
         self._made = partial(_explainer_of, model, options)
         proto = self._made()
-        self._session, self.device = open_session(proto, device, cuda_graph=cuda_graph)
+        self._session, self.device, stays = open_session(proto, device, cuda_graph=cuda_graph)
         try:
             self._read(proto)
         except (
@@ -153,8 +152,7 @@ class Explainer:
         self._bound: Bound | None = None
         if self.device == "cuda":
             self._bound = Bound(self._session, "cuda", self._asked, graphs=cuda_graph)
-            stays = staying(proto)
-            self.notes += [] if stays is None else [_STAYS.format(stays)]
+        self.notes += [] if stays is None else [_STAYS.format(stays)]
 
     def _read(self, proto: onnx.ModelProto) -> None:
         """What `convert` wrote into the metadata."""
@@ -289,7 +287,7 @@ class Explainer:
         proto = self._made()
         if metadata(proto) != self._metadata:
             raise ModelError("the file of the model is not the one any more that was loaded")
-        return open_session(part_for(proto, self._names["logits"]), self.device)[0]
+        return open_session(part_for(proto, self._names["logits"]), self.device).session
 
     def _fed(
         self, samples: NDArray[Any], feeds: Mapping[str, ArrayLike] | None

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, redirect_stdout
+from functools import cache, partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _CUDA = {"cudnn_conv_algo_search": "HEURISTIC", "use_tf32": "0"}
 """An exhaustive search takes a second for each new shape, and no search is four times slower. TF32
 moves relevance by 2e-3, more than the whole contrast of some networks."""
+
+_NO_CUDA = "ONNX Runtime could not use CUDA: is there a GPU, with CUDA 13?"
 
 _SHORTAGE = ("allocate memory", "out of memory", "ALLOC_FAILED", "bad_alloc")
 """What ONNX Runtime's allocators, CUDA, its libraries and C++ say when there is no memory left."""
@@ -115,10 +118,24 @@ def cuda_options(*, graphs: bool = False) -> dict[str, str]:
     return {**_CUDA, **({"enable_cuda_graph": "1"} if graphs else {})}
 
 
+class Opened(NamedTuple):
+    """A session, and the device that it really runs on.
+
+    Attributes:
+        session: ONNX Runtime's.
+        device: `"cpu"` or `"cuda"`.
+        stays: why the model had to stay in an opset of which CUDA lacks operators, if it had to.
+    """
+
+    session: Any
+    device: str
+    stays: str | None = None
+
+
 def open_session(
     model: onnx.ModelProto, device: str = "auto", *, cuda_graph: bool = False
-) -> tuple[Any, str]:
-    """A session for the model, and the device that it really runs on.
+) -> Opened:
+    """A session for the model.
 
     Args:
         model: the model. On CUDA it runs in an older opset, where that means the same.
@@ -130,25 +147,42 @@ def open_session(
         ModelError: ONNX Runtime cannot load the model.
     """
     ort = onnxruntime()
-    wants_cuda = _wants_cuda(ort.get_available_providers(), device, cuda_graph)
-    options = _options(ort)
-    if wants_cuda and hasattr(ort, "preload_dlls"):
-        ort.preload_dlls()
-    providers = [(_PROVIDERS["cuda"], cuda_options(graphs=cuda_graph))] if wants_cuda else []
-    if wants_cuda:
-        model = lowered(model)
+    if not _wants_cuda(ort.get_available_providers(), device, cuda_graph):
+        return Opened(_session(ort, model, [_PROVIDERS["cpu"]]), "cpu")
+    _preload(ort)
+    made, stays = lowered(model)
+    cuda = (_PROVIDERS["cuda"], cuda_options(graphs=cuda_graph))
     try:
-        for library in libraries:
-            options.register_custom_ops_library(library)
-        session = _load(ort, model, options, [*providers, _PROVIDERS["cpu"]])
+        session = _session(ort, made, [cuda, _PROVIDERS["cpu"]])
+        if session.get_providers()[0] == cuda[0]:
+            return Opened(session, "cuda", stays)
+        raise DeviceError(_NO_CUDA)
+    except DeviceError:
+        if device == "cuda" or cuda_graph:
+            raise
+    return Opened(_session(ort, model, [_PROVIDERS["cpu"]]), "cpu")
+
+
+def _session(ort: Any, model: onnx.ModelProto, providers: Sequence[Any]) -> Any:
+    try:
+        return _load(ort, model, _options(ort), providers)
     except ClrpError:
         raise
     except Exception as error:  # the runtime's own exceptions share no base class
+        if isinstance(error, RuntimeError) and len(providers) > 1:  # which none of them is
+            raise DeviceError(f"{_NO_CUDA} ({first_line(error)})") from error
         raise ModelError(f"ONNX Runtime cannot load the model: {first_line(error)}") from error
-    got = "cuda" if session.get_providers()[0] == _PROVIDERS["cuda"] else "cpu"
-    if got != "cuda" and (device == "cuda" or cuda_graph):
-        raise DeviceError("ONNX Runtime could not use CUDA: is there a GPU, with CUDA 13?")
-    return session, got
+
+
+@cache
+def _preload(ort: Any) -> None:
+    """Find the libraries that came with onnxruntime-gpu.
+
+    What it prints of those that it misses is no part of what a program here prints.
+    """
+    if hasattr(ort, "preload_dlls"):
+        with redirect_stdout(sys.stderr):
+            ort.preload_dlls()
 
 
 def _options(ort: Any) -> Any:
@@ -162,6 +196,8 @@ def _options(ort: Any) -> Any:
         options.add_session_config_entry(key, value)
     options.enable_profiling = bool(_profile)
     options.profile_file_prefix = _profile or options.profile_file_prefix
+    for library in libraries:
+        options.register_custom_ops_library(library)
     return options
 
 
@@ -192,19 +228,23 @@ def _share_arena(ort: Any) -> None:
 
 def _load(ort: Any, model: onnx.ModelProto, options: Any, providers: Sequence[Any]) -> Any:
     """A session that reads weights from their files; those of a huge model get one for a while."""
+    # By itself it would print that a provider failed, and take the next.
+    opened = partial(
+        ort.InferenceSession, sess_options=options, providers=providers, enable_fallback=False
+    )
     found = references(model)
     _check_memory(sum(place.length for place in found))
     if found:
         _check_version(ort.__version__)
         folder = Path(os.path.commonpath([place.file.parent for place in found]))
         options.add_session_config_entry(_FOLDER, str(folder))
-        return ort.InferenceSession(serialised(seen_from(model, folder)), options, providers)
+        return opened(serialised(seen_from(model, folder)))
     if fits(model):
-        return ort.InferenceSession(serialised(model), options, providers)
+        return opened(serialised(model))
     with TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         path = Path(temporary) / "model.onnx"
         save(model, path)
-        return ort.InferenceSession(path, options, providers)
+        return opened(path)
 
 
 def _check_version(version: str) -> None:

@@ -98,7 +98,7 @@ def _handed_back(
     taken = walk(t, steps, relevance, overridden(composite, rules_for, steps))
     refuse_gaps(t, steps)
     made = append(known.proto, t, {f"relevance of {x}": r for x, r in taken.items()})
-    session, _ = open_session(made, "cpu")
+    session = open_session(made, "cpu").session
     if not taken:  # asked for no output, a session gives all
         return {}
     values = session.run([f"relevance of {x}" for x in taken], dict(inputs))

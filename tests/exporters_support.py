@@ -63,7 +63,7 @@ def written(
 
 def answers(proto: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Any]:
     """The model's own outputs by name."""
-    session, _ = open_session(proto, "cpu")
+    session = open_session(proto, "cpu").session
     names = [y.name for y in session.get_outputs()]
     return dict(zip(names, session.run(names, dict(feeds)), strict=True))
 

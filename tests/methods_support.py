@@ -183,7 +183,7 @@ def run(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
         for name in sorted(watched.difference(known))
     )
-    session, _ = open_session(watching, "cpu")
+    session = open_session(watching, "cpu").session
     names = ["relevance", *sorted(watched)]
     values = dict(zip(names, session.run(names, {"x": pictures, "target": targets}), strict=True))
     winners = [first_maxima(pool, values[pool.input[0]], values[pool.output[0]]) for pool in pools]

@@ -208,7 +208,7 @@ def run(
         for name in watched
         if name not in known
     )
-    session, _ = open_session(explainer, device)
+    session = open_session(explainer, device).session
     names = [known[0], *maps, *watched]
     values = dict(zip(names, session.run(names, {"x": pictures, "target": targets}), strict=True))
     winners = [first_maxima(pool, values[pool.input[0]], values[pool.output[0]]) for pool in pools]
@@ -307,7 +307,7 @@ def open_part(subject: Subject, exporter: str, rules: str) -> float:
 
 def change_of_logits(subject: Subject, exporter: str, method: str) -> float:
     """How far the explainer's logits are from the model's, over the largest of them."""
-    session, _ = open_session(subject.model(exporter), "cpu")
+    session = open_session(subject.model(exporter), "cpu").session
     (before,) = session.run(None, {"x": subject.pictures})
     after = subject.run(exporter, method, "default").logits
     return float(np.abs(after - before).max() / np.abs(before).max())

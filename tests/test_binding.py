@@ -13,7 +13,8 @@ from test_cuda_kernels import CHAIN, network
 from onnx_clrp import DeviceError, Explainer, ModelError, convert, runtime
 from onnx_clrp.binding import _MOST_FORMS, Bound
 from onnx_clrp.errors import MemoryShortageError
-from onnx_clrp.sessions import open_session, run
+from onnx_clrp.lowering import lowered
+from onnx_clrp.sessions import Opened, open_session, run
 
 NAMES = ["logits", "relevance", "relevance_target"]
 
@@ -21,7 +22,7 @@ NAMES = ["logits", "relevance", "relevance_target"]
 @pytest.fixture(scope="module", params=[None, 2], ids=["open batch", "fixed batch"])
 def session(request: pytest.FixtureRequest) -> Any:
     explainer = convert(network("residual", batch=request.param), input_range=RANGE)
-    return open_session(explainer, "cpu")[0]
+    return open_session(explainer, "cpu").session
 
 
 def feeds(n: int, k: int, seed: int) -> dict[str, np.ndarray]:
@@ -68,7 +69,7 @@ def test_inputs_may_lie_in_memory_in_any_order(session: Any) -> None:
 
 
 def test_the_memory_of_few_shapes_is_kept() -> None:
-    session, _ = open_session(convert(network("chain"), input_range=RANGE), "cpu")
+    session = open_session(convert(network("chain"), input_range=RANGE), "cpu").session
     bound = Bound(session, "cpu", NAMES)
     for n in [*range(1, _MOST_FORMS + 3), 1]:
         given = feeds(n, 1, n)
@@ -83,7 +84,7 @@ def test_a_bound_run_that_fails_is_one_clear_error() -> None:
         '<ir_version: 8, opset_import: ["": 18]> g (float[N] x, int64[1] s) => (float[A] y)'
         "{ y = Reshape(x, s) }"
     )
-    session, _ = open_session(proto, "cpu")
+    session = open_session(proto, "cpu").session
     bound = Bound(session, "cpu", ["y"])
     with pytest.raises(ModelError, match="cannot run the model") as caught:
         bound.run({"x": np.ones(3, np.float32), "s": np.array([2])})
@@ -122,7 +123,11 @@ def test_an_explainer_on_cuda_says_that_part_of_it_is_not(
 ) -> None:
     """A session of the CPU that pretends, up to its first run."""
     really = runtime.open_session
-    monkeypatch.setattr(runtime, "open_session", lambda m, _, **__: (really(m, "cpu")[0], "cuda"))
+    monkeypatch.setattr(
+        runtime,
+        "open_session",
+        lambda m, _, **__: Opened(really(m, "cpu").session, "cuda", lowered(m)[1]),
+    )
     pool = f"AveragePool<kernel_shape=[2,2], strides=[2,2], ceil_mode={ceil_mode}>(r1)"
     body = CHAIN.replace("MaxPool<kernel_shape=[2,2], strides=[2,2]>(r1)", pool)
     model = written(body, opset=20, dense=np.ones((16, 512), np.float32))

@@ -12,7 +12,7 @@ from reference.cases import Case
 from test_rules import GAPS, MINE, found, relevance_for
 
 from onnx_clrp import Explainer, convert, testing
-from onnx_clrp.lowering import lowered, staying
+from onnx_clrp.lowering import lowered
 
 METHODS = ("lrp", "clrp1", "clrp2")
 
@@ -95,8 +95,9 @@ def network(name: str, *, opset: int = 18, batch: int | None = None) -> onnx.Mod
 
 def placed(explainer: onnx.ModelProto) -> Placement:
     """Where its nodes run, as a session on CUDA opens it."""
-    assert staying(explainer) is None
-    return placement(lowered(explainer))
+    made, stays = lowered(explainer)
+    assert stays is None
+    return placement(made)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -212,8 +213,8 @@ def test_every_rule_stays_on_the_device(case: Case, opened: list[onnx.ModelProto
 def test_the_older_opset_says_the_same(opset: int) -> None:
     explainer = convert(network("residual", opset=opset), input_range=RANGE)
     before = explainer.SerializeToString()
-    model = lowered(explainer)
-    assert (staying(explainer), model.opset_import[0].version) == (None, 18)
+    model, stays = lowered(explainer)
+    assert (stays, model.opset_import[0].version) == (None, 18)
     assert explainer.SerializeToString() == before
     x = pictures(2)
     wanted, got = (Explainer(m, device="cpu").explain(x, [0, 3]) for m in (explainer, model))
@@ -231,7 +232,7 @@ def test_gelu_becomes_that_of_onnx_runtime(attributes: str) -> None:
     assert (found.strays, found.copies) == ([], [])
     wanted, got = (
         Explainer(m, device="cpu").explain(pictures(2), [0, 3])
-        for m in (explainer, lowered(explainer))
+        for m in (explainer, lowered(explainer)[0])
     )
     np.testing.assert_allclose(got.logits, wanted.logits, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(got.relevance, wanted.relevance, rtol=1e-3, atol=1e-5)
@@ -239,8 +240,9 @@ def test_gelu_becomes_that_of_onnx_runtime(attributes: str) -> None:
 
 def test_opset_18_stays_as_it_is() -> None:
     model = network("chain")
-    assert lowered(model) is model
-    assert staying(model) is None
+    made, stays = lowered(model)
+    assert made is model
+    assert stays is None
 
 
 def test_attributes_that_say_the_default_are_left_out() -> None:
@@ -248,7 +250,7 @@ def test_attributes_that_say_the_default_are_left_out() -> None:
         '<ir_version: 9, opset_import: ["": 19]> g (float[N] x) => (float[N] y)'
         "{ a = Cast<to=11, saturate=1>(x) y = Cast<to=1>(a) }"
     )
-    made = lowered(model)
+    made, _ = lowered(model)
     assert made.opset_import[0].version == 18
     assert [[a.name for a in node.attribute] for node in made.graph.node] == [["to"], ["to"]]
     assert len(model.graph.node[0].attribute) == 2
@@ -281,8 +283,9 @@ def test_what_an_older_opset_cannot_say_stays(name: str) -> None:
         f"<float[3] s = {{1, 2, 3}}, float[6] s6 = {{1, 1, 1, 1, 1, 1}},"
         f" int64[8] border = {{0, 0, 1, 1, 0, 0, 1, 1}}> {{ {body} }}"
     )
-    assert lowered(model) is model
-    assert reason in (staying(model) or "")
+    made, stays = lowered(model)
+    assert made is model
+    assert reason in (stays or "")
 
 
 # -- whole networks ----------------------------------------------------------------------------

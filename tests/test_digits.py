@@ -23,7 +23,7 @@ from evaluate_digits import Pointing, heatmaps, held_out_scenes, ink_box, pointi
 from train_digits import EXAMPLE_LABELS, to_arrays, write_scenes
 
 from onnx_clrp import Explainer, ModelError, runtime
-from onnx_clrp.sessions import open_session
+from onnx_clrp.sessions import Opened, open_session
 
 FOLDER = Path(__file__).resolve().parents[1] / "exported_models"
 MODEL = FOLDER / "digits.onnx"
@@ -211,7 +211,7 @@ def test_scores_alone_are_those_of_an_explanation() -> None:
 def test_scores_alone_are_asked_of_the_model_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[onnx.ModelProto] = []
 
-    def opening(model: onnx.ModelProto, device: str, **options: Any) -> tuple[Any, str]:
+    def opening(model: onnx.ModelProto, device: str, **options: Any) -> Opened:
         opened.append(model)
         return open_session(model, device, **options)
 

@@ -65,7 +65,7 @@ def run(op: str, *inputs: Array | None, opset: int = 18, **attributes: Any) -> A
 def run_float32(
     model: onnx.ModelProto, feeds: dict[str, Array], wanted: Sequence[str]
 ) -> list[Array]:
-    outputs: list[Array] = open_session(model, "cpu")[0].run(list(wanted), feeds)
+    outputs: list[Array] = open_session(model, "cpu").session.run(list(wanted), feeds)
     return outputs
 
 

@@ -367,7 +367,7 @@ def test_a_class_that_does_not_exist_is_refused(explainer: Explainer, target: Ar
 @pytest.mark.parametrize("method", METHODS)
 def test_in_a_bare_session_a_class_that_does_not_exist_is_nan(method: str) -> None:
     proto = onnx_clrp.convert(network(), method=method, input_range=RANGE)
-    session, _ = open_session(proto, "cpu")
+    session = open_session(proto, "cpu").session
     targets = np.array([[0, CLASSES], [-1, 4], [1, 2]])
     (maps,) = session.run(["relevance"], {"x": PICTURES, "target": targets})
     missing = (targets < 0) | (targets >= CLASSES)

@@ -48,7 +48,7 @@ class Scorer:
         t = Tape(program.model.names(), program.facts)
         proto = append(program.model.proto, t, {"scores": scores_of(t, program)})
         del proto.graph.output[:-1]
-        self._session, self.device = open_session(proto, device)
+        self._session, self.device, _ = open_session(proto, device)
         source, *others = self._session.get_inputs()
         if others:
             names = ", ".join(x.name for x in (source, *others))

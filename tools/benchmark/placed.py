@@ -49,7 +49,7 @@ def profiled(
     with TemporaryDirectory() as folder:
         profile(Path(folder) / "profile")
         try:
-            session, _ = open_session(model, device)
+            session = open_session(model, device).session
         finally:
             profile("")
         for _ in range(runs):
