@@ -6,7 +6,7 @@ allocated anew. Since the addresses stay the same, a run may also be captured as
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from threading import Lock
@@ -25,14 +25,17 @@ _MOST_FORMS = 8
 _GRAPH_ID, _NO_GRAPH = "gpu_graph_id", "-1"
 """The entry of a run's options that tells captured graphs apart, and its value for none."""
 
+_FEW = 64
+"""What ONNX Runtime reads on the CPU - shapes, bounds, scales - are no more numbers than that."""
+
 
 @dataclass
 class _Form:
-    """What belongs to inputs of certain shapes: the memory, and the graph's number."""
+    """What belongs to inputs of certain shapes: the memory, and from the second run the graph."""
 
     binding: Any
     inputs: dict[str, Any]
-    graph: str
+    graph: str | None = None
 
 
 class Bound:
@@ -46,17 +49,26 @@ class Bound:
         device: where it runs, `"cpu"` or `"cuda"`.
         names: the outputs.
         graphs: capture runs as CUDA graphs? The session must have been opened for that. Each of
-            the first sets of shapes gets one, with its second run; a shape beyond those is run
-            without.
+            the first sets of shapes that come twice gets one, with its second run; a shape beyond
+            those is run without.
+        on_device: the inputs that no node reads on the CPU. A graph repeats what such a node has
+            read when it was captured, so that few numbers, or integers, of another input have to
+            be the same for a graph to be replayed.
     """
 
     def __init__(
-        self, session: Any, device: str, names: Sequence[str], *, graphs: bool = False
+        self,
+        session: Any,
+        device: str,
+        names: Sequence[str],
+        *,
+        graphs: bool = False,
+        on_device: Collection[str] = (),
     ) -> None:
         self._session, self._device, self._names = session, device, [*names]
-        self._graphs = graphs
+        self._graphs, self._on_device = graphs, on_device
         self._numbers = count()
-        self._forms: dict[tuple[tuple[str, tuple[int, ...]], ...], _Form] = {}
+        self._forms: dict[Hashable, _Form] = {}
         self._lock = Lock()
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
@@ -67,7 +79,7 @@ class Bound:
             ModelError: the model cannot be run.
         """
         with self._lock, failures():
-            key = tuple((name, value.shape) for name, value in sorted(feeds.items()))
+            key = tuple((name, *self._key(name, value)) for name, value in sorted(feeds.items()))
             form = self._forms.pop(key, None)
             if form is None:
                 form = self._first(feeds)
@@ -82,6 +94,13 @@ class Bound:
         """Give the memory back, but for that of captured graphs."""
         with self._lock:
             self._forms.clear()
+
+    def _key(self, name: str, value: Array) -> tuple[Hashable, ...]:
+        """What must be the same of an input for a run to be like an earlier one."""
+        may_be_read = value.size <= _FEW or value.dtype.kind != "f"
+        if self._graphs and may_be_read and name not in self._on_device:
+            return value.shape, value.tobytes()
+        return (value.shape,)
 
     def _first(self, feeds: Mapping[str, Array]) -> _Form:
         """Run where ONNX Runtime puts the outputs; they stay there for the runs to come."""
@@ -98,12 +117,14 @@ class Bound:
         binding.clear_binding_outputs()
         for name, value in zip(self._names, outputs, strict=True):
             binding.bind_ortvalue_output(name, value)
-        number = next(self._numbers) if self._graphs else _MOST_FORMS
-        return _Form(binding, inputs, str(number) if number < _MOST_FORMS else _NO_GRAPH)
+        return _Form(binding, inputs)
 
     def _again(self, form: _Form, feeds: Mapping[str, Array]) -> None:
         for name, value in form.inputs.items():
             value.update_inplace(np.ascontiguousarray(feeds[name]))
+        if form.graph is None:
+            number = next(self._numbers) if self._graphs else _MOST_FORMS
+            form.graph = str(number) if number < _MOST_FORMS else _NO_GRAPH
         self._go(form.binding, form.graph)
 
     def _go(self, binding: Any, graph: str) -> None:

@@ -108,8 +108,8 @@ class Explainer:
     Args:
         model: a model as for `convert`, or one that `convert` wrote.
         device: `"cpu"`, `"cuda"`, or `"auto"` for CUDA where it is there; see `device` afterwards.
-        cuda_graph: on CUDA, capture the runs on each of the first eight sets of input shapes as
-            CUDA graphs, and replay them: for many small runs, which else wait for launches.
+        cuda_graph: on CUDA, capture the runs on the first eight sets of input shapes that come
+            twice as CUDA graphs, and replay them: for many small runs, which wait for launches.
         options: those of `convert`.
 
     Attributes:
@@ -151,7 +151,10 @@ class Explainer:
         self._batches: dict[object, Batches] = {}
         self._bound: Bound | None = None
         if self.device == "cuda":
-            self._bound = Bound(self._session, "cuda", self._asked, graphs=cuda_graph)
+            ours = [self._names[end] for end in ("input", "target") if end in self._names]
+            self._bound = Bound(
+                self._session, "cuda", self._asked, graphs=cuda_graph, on_device=ours
+            )
         self.notes += [] if stays is None else [_STAYS.format(stays)]
 
     def _read(self, proto: onnx.ModelProto) -> None:

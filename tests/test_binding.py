@@ -79,6 +79,56 @@ def test_the_memory_of_few_shapes_is_kept() -> None:
     assert_same(bound.run(feeds(1, 1, 0)), run(session, NAMES, feeds(1, 1, 0)))
 
 
+class Recorded:
+    """A session that notes each run's number of a graph, which on a CPU it cannot capture."""
+
+    def __init__(self, session: Any) -> None:
+        self.session, self.graphs = session, []
+
+    def io_binding(self) -> Any:
+        return self.session.io_binding()
+
+    def run_with_iobinding(self, binding: Any, options: Any) -> None:
+        self.graphs.append(options.get_run_config_entry("gpu_graph_id"))
+        self.session.run_with_iobinding(binding, options)
+
+
+def test_the_first_shapes_that_come_twice_get_graphs() -> None:
+    session = open_session(convert(network("chain"), input_range=RANGE), "cpu").session
+    recorded = Recorded(session)
+    bound = Bound(recorded, "cpu", NAMES, graphs=True, on_device=["x", "target"])
+    for n in range(1, 2 * _MOST_FORMS):
+        bound.run(feeds(n, 1, n))
+    assert {*recorded.graphs} == {"-1"}
+    recorded.graphs.clear()
+    for seed in range(3):
+        for n in range(20, 20 + _MOST_FORMS):
+            bound.run(feeds(n, 1, seed))
+    graphs = [str(i) for i in range(_MOST_FORMS)]
+    assert recorded.graphs == ["-1"] * _MOST_FORMS + 2 * graphs
+    recorded.graphs.clear()
+    for seed in range(3):
+        bound.run(feeds(50, 1, seed))
+    assert recorded.graphs == ["-1"] * 3
+
+
+def test_numbers_that_the_cpu_may_read_belong_to_a_graph() -> None:
+    """A replay would go on with those of the run that was captured."""
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 18]> g (float[N] x, int64[1] s, int64[1] e, float[M] f)'
+        " => (float[A] y, float[M] z) { y = Slice(x, s, e) z = Neg(f) }"
+    )
+    recorded = Recorded(open_session(proto, "cpu").session)
+    bound = Bound(recorded, "cpu", ["y", "z"], graphs=True, on_device=["x"])
+    x, many = np.arange(6, dtype=np.float32), np.ones(100, np.float32)
+    for start in (0, 2, 0, 2, 0):
+        given = {"x": x + start, "s": np.array([start]), "e": np.array([5]), "f": many * start}
+        y, z = bound.run(given)
+        np.testing.assert_array_equal(y, x[start:5] + start)
+        np.testing.assert_array_equal(z, -given["f"])
+    assert recorded.graphs == ["-1", "-1", "0", "1", "0"]
+
+
 def test_a_bound_run_that_fails_is_one_clear_error() -> None:
     proto = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 18]> g (float[N] x, int64[1] s) => (float[A] y)'
