@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -74,8 +75,11 @@ def measure_all(
     models: Sequence[str], conversions: Sequence[str], settings: Settings, file: Path | None
 ) -> Results:
     """Everything; it is written after each network, so that what is done is not lost."""
+    machine = rows_of("machine")[0]
+    if "failed" in machine:
+        sys.exit(f"bench.py lacks something: {machine['failed']}")
     results: Results = {
-        "machine": rows_of("machine")[0],
+        "machine": machine,
         "settings": asdict(settings),
         **{part: [] for part in ("speed", "spent", "loading", "memory", "conversion")},
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
+
+OUT_OF_TIME = "out of time"
+"""Why a process has failed that was stopped."""
 
 
 def json_rows(
@@ -26,7 +30,7 @@ def json_rows(
     try:
         done = subprocess.run(
             [sys.executable, *words],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))},
+            env={**os.environ, "PYTHONPATH": _path(folders)},
             capture_output=True,
             text=True,
             check=False,
@@ -34,13 +38,21 @@ def json_rows(
         )
     except subprocess.TimeoutExpired as stopped:
         said = stopped.stdout or b""
-        return _rows(said.decode() if isinstance(said, bytes) else said), "out of time"
+        return _rows(said.decode() if isinstance(said, bytes) else said), OUT_OF_TIME
     rows = _rows(done.stdout)
     if not done.returncode:
         return rows, None
-    if done.returncode < 0:  # by a signal
-        return rows, "it needs more memory than the machine has"
+    if done.returncode == -signal.SIGKILL:  # a system that runs short of memory sends no other
+        return rows, "it was killed, as what needs more memory than the machine has is"
+    if done.returncode < 0:
+        return rows, f"it was ended by {signal.Signals(-done.returncode).name}"
     return rows, (done.stderr.strip().splitlines() or ["failed without a word"])[-1]
+
+
+def _path(folders: Iterable[Path]) -> str:
+    """The folders, and behind them those that this process was told of."""
+    told = os.environ.get("PYTHONPATH")
+    return os.pathsep.join([*map(str, folders), *([told] if told else [])])
 
 
 def _rows(said: str) -> list[Row]:
