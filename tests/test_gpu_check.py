@@ -99,10 +99,12 @@ def test_what_is_as_promised_is_no_fault() -> None:
         ({**PARITY, "contrast": float("nan")}, "contrast is nan from float64"),
         ({"part": "graph", "off": 0.5}, "a replayed run is 5e-01 from a plain one"),
         ({"part": "speed", "failed": "broken"}, "vgg16, speed: broken"),
+        ({"part": "throughput", "failed": "broken"}, "vgg16, throughput: broken"),
+        ({"part": "precision", "failed": "broken"}, "vgg16, precision: broken"),
     ],
 )
 def test_what_is_not_as_promised_is_named(row: dict[str, Any], fault: str) -> None:
-    found = results(row, RATES)
+    found = results(row, RATES, PLACED, PARITY)
     assert len(faults(found)) == 1
     assert fault in faults(found)[0]
     assert fault in page(found)
@@ -121,9 +123,21 @@ def test_what_there_was_no_time_for_is_named() -> None:
 
 
 def test_a_shortage_of_memory_is_told_and_no_fault() -> None:
-    found = results(RATES, {**COUNTED, "failed": "not enough memory"})
+    short = {"part": "throughput", "kind": "float32", "graph": True, "batch": 8}
+    found = results(RATES, PARITY, {**short, "shortage": "not enough memory"})
     assert faults(found) == []
     assert "vgg16, throughput at batch 8: not enough memory" in page(found)
+
+
+def test_an_overflow_is_told_and_no_fault() -> None:
+    found = results(RATES, PARITY, {"part": "precision", "overflow": "float16 is not wide enough"})
+    assert faults(found) == []
+    assert "vgg16, precision: float16 is not wide enough" in page(found)
+
+
+def test_nothing_proven_is_not_as_promised() -> None:
+    assert faults(results(RATES)) == ["nothing was proven"]
+    assert "All as promised" not in page(results(RATES))
 
 
 # -- the script itself -------------------------------------------------------------------------
@@ -144,10 +158,11 @@ def test_without_cuda_it_says_so_in_one_line(tmp_path: Path) -> None:
 def test_a_spent_budget_skips_everything_by_name(tmp_path: Path) -> None:
     out = tmp_path / "page.md"
     done = gpu_check("--device", "cpu", "--quick", "--budget", 1, "--out", out)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.splitlines()[-1] == "nothing was proven"
     left = [line for line in out.read_text(encoding="utf-8").splitlines() if "skipped" in line]
     assert [line.partition(": ")[0] for line in left] == [
-        f"- squeezenet1_1, {part}" for part in ("throughput", "proofs", "speed")
+        f"- squeezenet1_1, {part}" for part in ("proofs", "throughput", "speed")
     ]
 
 

@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,7 +23,7 @@ import click
 from bench import MODELS, ROOT
 from benchmark.gpu_page import Results, faults, page, tables
 from benchmark.settings import Settings
-from processes import Row, json_rows
+from processes import OUT_OF_TIME, Row, json_rows
 from rich.console import Console
 
 from onnx_clrp.sessions import onnxruntime
@@ -35,8 +36,23 @@ SMALL = 64
 LARGER = {"alexnet": 224, "vgg16": 224}
 """Those that are made for larger pictures."""
 
+_MOST_TOGETHER, _THREADS = 4, 4
+"""So many processes run at once, if there are so many threads for each."""
+
 _LEAST = 15.0
 """Seconds that a process needs to tell anything."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A process that proves or measures something of a network, and the words that start it."""
+
+    network: str
+    part: str
+    words: list[str]
+
+    def __str__(self) -> str:
+        return f"{self.network}, {self.part}"
 
 
 @dataclass
@@ -48,6 +64,7 @@ class Plan:
         wide: the network whose maps are counted.
         settings: of the times; those of proofs follow.
         budget: seconds in all.
+        together: so many processes run at once. Those that measure take turns at it.
         rows, skipped: what was found, and what was not.
     """
 
@@ -55,6 +72,7 @@ class Plan:
     wide: str
     settings: Settings
     budget: float
+    together: int
     rows: list[Row] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
     start: float = field(default_factory=time.monotonic)
@@ -64,43 +82,48 @@ class Plan:
         """Seconds since the start."""
         return time.monotonic() - self.start
 
-    def tasks(self) -> Iterator[tuple[str, list[str]]]:
-        """The name of each task, and the words of its process."""
+    def proofs(self) -> Iterator[Task]:
+        """What is proven, which may all be at once."""
         usual = self.settings
-        batches = [1, 8, 16, 32, 64] if usual.device == "cuda" else usual.batches
-        wide = replace(usual, batches=batches)
-        yield f"{self.wide}, throughput", ["gpu", "throughput", self.wide, wide.to_json()]
         for name in self.models:
             size = min(usual.size, LARGER.get(name, SMALL))
-            small = replace(usual, size=size, batches=[max(usual.batches)], targets=[2])
-            yield f"{name}, proofs", ["gpu", "proofs", name, small.to_json()]
+            small = replace(usual, size=size, targets=[2])
+            yield Task(name, "proofs", ["benchmark.gpu", "proofs", name, small.to_json()])
+
+    def measurements(self, lock: Path) -> Iterator[Task]:
+        """What is measured by one process at a time, while others get ready."""
+        usual = replace(self.settings, lock=str(lock))
+        batches = [1, 8, 16, 32, 64] if usual.device == "cuda" else usual.batches
+        wide = replace(usual, batches=batches).to_json()
+        yield Task(self.wide, "throughput", ["benchmark.gpu", "throughput", self.wide, wide])
         for name in self.models:
-            yield f"{name}, speed", ["speed", name, usual.to_json()]
+            yield Task(name, "speed", ["benchmark.speed", name, usual.to_json()])
 
     def run(self) -> None:
         """All tasks that there is time for."""
-        for task, words in self.tasks():
-            left = self.budget - self.spent
-            if left < _LEAST:
-                self.skipped.append(f"{task}: skipped, the budget of {self.budget:.0f} s is spent")
-                continue
-            Console(stderr=True).print(f"{task} ({self.spent:.0f} s)", markup=False)
-            self._run(task, words, left)
+        with TemporaryDirectory() as folder:
+            for tasks in (self.proofs(), self.measurements(Path(folder) / "lock")):
+                with ThreadPoolExecutor(self.together) as pool:
+                    for rows, skipped in pool.map(self._run, tasks):
+                        self.rows += rows
+                        self.skipped += skipped
 
-    def _run(self, task: str, words: list[str], seconds: float) -> None:
-        module, *arguments = words
+    def _run(self, task: Task) -> tuple[list[Row], list[str]]:
+        """What a task finds, and what it does not for want of time."""
+        left = self.budget - self.spent
+        if left < _LEAST:
+            return [], [f"{task}: skipped, the budget of {self.budget:.0f} s is spent"]
+        Console(stderr=True).print(f"{task} ({self.spent:.0f} s)", markup=False)
         folders = [ROOT, ROOT / "tools", ROOT / "tests"]
         with TemporaryDirectory() as folder:
-            places = [folder] if module == "speed" else []
-            found, failure = json_rows(
-                ["-m", f"benchmark.{module}", *arguments, *places], folders, seconds
-            )
-        self.rows += [{"part": module, **row} for row in found]
-        name, _, part = task.partition(", ")
-        if failure == "out of time":
-            self.skipped.append(f"{task}: stopped, the budget of {self.budget:.0f} s is spent")
-        elif failure is not None:
-            self.rows.append({"model": name, "part": part, "failed": failure})
+            places = [folder] if task.part == "speed" else []
+            found, failure = json_rows(["-m", *task.words, *places], folders, left)
+        rows = [{"part": task.part, **row} for row in found]
+        if failure == OUT_OF_TIME:
+            return rows, [f"{task}: stopped, the budget of {self.budget:.0f} s is spent"]
+        if failure is not None:
+            rows.append({"model": task.network, "part": task.part, "failed": failure})
+        return rows, []
 
     def results(self) -> Results:
         """What was found, for the page and for the file."""
@@ -113,21 +136,23 @@ class Plan:
 
 
 def _plan(models: str | None, device: str, quick: bool, threads: int, budget: float) -> Plan:
+    together = min(_MOST_TOGETHER, max(1, threads // _THREADS))
     names = [name for name in (models or "").split(",") if name]
     names = names or (["squeezenet1_1"] if quick else [*MODELS])
     settings = Settings(
         method="clrp2",
         size=SMALL if quick else 224,
         exporter="dynamo",
-        batches=[1, 2] if quick else [1, 8, 32],
+        batches=[1, 2] if quick else [1, 8],
         targets=[1],
         rounds=1 if quick else 3,
         seconds=10,
-        threads=threads,
+        threads=max(1, threads // together),
         skipped=[],
         device=device,
+        least=0.1,
     )
-    return Plan(names, names[0] if quick else "vgg16", settings, budget)
+    return Plan(names, names[0] if quick else "vgg16", settings, budget, together)
 
 
 @click.command()

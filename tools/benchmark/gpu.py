@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from statistics import median
 from typing import Any
 
 import click
 import numpy as np
+import onnx
 import torch
 from networks_support import Subject, distance, of_torchvision, run
 from numpy.typing import NDArray
@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from benchmark.networks import build, to_onnx
 from benchmark.placed import placed
 from benchmark.settings import Settings
-from benchmark.timing import in_turn
+from benchmark.speed import OVERFLOW
+from benchmark.timing import Work, in_turn, tf32
 from onnx_clrp import Explainer, ModelError, convert
 from onnx_clrp.binding import Bound
 from onnx_clrp.errors import MemoryShortageError
-from onnx_clrp.sessions import allow_tf32, limit_threads, open_session
+from onnx_clrp.sessions import limit_threads, open_session
 
 METHODS = ("lrp", "clrp1", "clrp2")
 
@@ -98,23 +99,25 @@ def _graph(subject: Subject, settings: Settings) -> Row:
     graphs = settings.device == "cuda"
     replayed = Explainer(made, device=settings.device, cuda_graph=graphs)
     worst = 0.0
-    for batch in (x, others, x, others):
-        pair = [e.explain(batch, targets).relevance for e in (replayed, plain)]
+    for batch, asked in ((x, targets), (others, targets), (x, targets - 1), (others, targets)):
+        pair = [e.explain(batch, asked % plain.classes).relevance for e in (replayed, plain)]
         worst = max(worst, off(*pair))
     return {"captured": graphs, "off": worst}
 
 
 def _precision(subject: Subject, settings: Settings) -> Row:
-    """How far float16 and TF32 move the maps, and what they gain."""
+    """How far float16 and TF32 move the maps."""
     model = subject.model(settings.exporter)
     explainers = {"float32": Explainer(model, device=settings.device, signed=True)}
     try:
         explainers["half"] = Explainer(model, device=settings.device, signed=True, half=True)
         explainers["half"].explain(subject.pictures, subject.targets)
-    except ModelError as error:  # with random weights a network may overflow
-        return {"failed": str(error)}
+    except ModelError as error:
+        if OVERFLOW not in str(error):
+            raise
+        return {"overflow": str(error)}  # as a network of random weights may
     if settings.device == "cuda":
-        with _tf32():
+        with tf32():
             explainers["tf32"] = Explainer(model, device="cuda", signed=True)
     maps = {n: e.explain(subject.pictures, subject.targets) for n, e in explainers.items()}
     found: Row = {}
@@ -122,18 +125,7 @@ def _precision(subject: Subject, settings: Settings) -> Row:
         found[name] = off(maps[name].relevance, maps["float32"].relevance)
         logits = np.abs(maps[name].logits - maps["float32"].logits).max()
         found[f"{name} logits"] = float(logits / np.abs(maps["float32"].logits).max())
-    batch = np.repeat(subject.pictures, max(settings.batches), axis=0)
-    works = {n: partial(e.explain, batch, [0]) for n, e in explainers.items()}
-    return found | {"seconds": in_turn(works, settings.rounds, settings.seconds)}
-
-
-@contextmanager
-def _tf32() -> Iterator[None]:
-    allow_tf32()
-    try:
-        yield
-    finally:
-        allow_tf32(False)
+    return found
 
 
 # -- throughput and its limit ------------------------------------------------------------------
@@ -143,22 +135,28 @@ def throughput(name: str, settings: Settings) -> Iterator[Row]:
     """Maps per second of one class, by size of the batch, and the arithmetic of one map."""
     net, pictures = build(name, settings.size, max(settings.batches))
     model = to_onnx(net, pictures, settings.exporter)
-    yield {"part": "rates"} | rates(net.to(settings.device), pictures, settings)
     made = {"float32": convert(model, method=settings.method)}
     made["half"] = convert(model, method=settings.method, half=True)
-    del net, model
+    with settings.alone():
+        yield {"part": "rates"} | rates(net.to(settings.device), pictures, settings)
+        yield from _counted(made, pictures, settings)
+
+
+def _counted(
+    made: Mapping[str, onnx.ModelProto], pictures: Floats, settings: Settings
+) -> Iterator[Row]:
     for kind, explainer in made.items():
         for graphs in (False, True) if settings.device == "cuda" else (False,):
-            session, _ = open_session(explainer, settings.device, cuda_graph=graphs)
+            session = open_session(explainer, settings.device, cuda_graph=graphs).session
             names = ["relevance"]
             bound = Bound(session, settings.device, names, graphs=graphs)
             for n in settings.batches:
                 feeds = {"x": pictures[:n], "target": np.zeros((n, 1), np.int64)}
                 row = {"part": "throughput", "kind": kind, "graph": graphs, "batch": n}
                 try:
-                    seconds = in_turn({"": partial(bound.run, feeds)}, settings.rounds)[""]
+                    seconds = _times(partial(bound.run, feeds), settings)
                 except MemoryShortageError as error:
-                    yield row | {"failed": str(error)}
+                    yield row | {"shortage": str(error)}
                     break
                 yield row | {"seconds": seconds}
             del bound, session
@@ -197,7 +195,11 @@ def _seconds(work: Callable[[], object], device: str, settings: Settings) -> flo
         if device == "cuda":
             torch.cuda.synchronize()
 
-    return median(in_turn({"": done}, settings.rounds)[""])
+    return median(_times(done, settings))
+
+
+def _times(work: Work, settings: Settings) -> list[float]:
+    return in_turn({"": work}, settings.rounds, least=settings.least)[""]
 
 
 def multiply_adds(net: nn.Module, x: Tensor) -> int:

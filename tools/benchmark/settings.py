@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+
+from filelock import FileLock
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,9 @@ class Settings:
         threads: of ONNX Runtime and of PyTorch.
         skipped: rivals that are left out.
         device: where everything runs, `"cpu"` or `"cuda"`.
+        least: seconds that each contestant runs in a round, over and over if need be.
+        lock: a file that one process at a time locks, which then has the device to itself; None
+            where no others run.
     """
 
     method: str
@@ -32,6 +38,12 @@ class Settings:
     threads: int
     skipped: list[str]
     device: str = "cpu"
+    least: float = 0.2
+    lock: str | None = None
+
+    def alone(self) -> AbstractContextManager[object]:
+        """In which no other process measures."""
+        return nullcontext() if self.lock is None else FileLock(self.lock)
 
     def to_json(self) -> str:
         """As an argument of a process."""

@@ -13,16 +13,25 @@ import click
 import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 import onnx_clrp
 from benchmark.networks import build, to_onnx, top_classes
 from benchmark.rivals import agreement, explainer_of, rivals_for
 from benchmark.settings import Settings
-from benchmark.timing import Work, in_turn
+from benchmark.timing import Work, in_turn, tf32
 from onnx_clrp.binding import Bound
 from onnx_clrp.model import save
 from onnx_clrp.sessions import flush_denormals, limit_threads, open_session, run
+
+FIVE = 5
+"""Targets of the contestant of that name."""
+
+OVERFLOW = "float16 is not wide enough"
+"""What an explainer in float16 says if that is so."""
+
+Floats = NDArray[np.float32]
 
 
 def measured(name: str, settings: Settings, folder: Path) -> Iterator[dict[str, Any]]:
@@ -31,13 +40,25 @@ def measured(name: str, settings: Settings, folder: Path) -> Iterator[dict[str, 
     The files of the network are left in the folder, for measurements by other processes.
     """
     net, pictures = build(name, settings.size, max(settings.batches))
-    model, device = to_onnx(net, pictures, settings.exporter), settings.device
-    rivals, net = rivals_for(net, settings), net.to(device)
-    found = agreement(rivals, net, model, settings.method, pictures[:1], device)
+    model = to_onnx(net, pictures, settings.exporter)
     made = onnx_clrp.convert(model, method=settings.method)
     save(model, folder / "model.onnx")
     save(made, folder / "explainer.onnx")
     np.save(folder / "pictures.npy", pictures)
+    with settings.alone():
+        yield from _timed(net, pictures, model, made, settings)
+
+
+def _timed(
+    net: nn.Module,
+    pictures: Floats,
+    model: onnx.ModelProto,
+    made: onnx.ModelProto,
+    settings: Settings,
+) -> Iterator[dict[str, Any]]:
+    device, rivals = settings.device, rivals_for(net, settings)
+    net = net.to(device)
+    found = agreement(rivals, net, model, settings.method, pictures[:1], device)
     others = {
         other: explainer_of(rival, net, settings.method).explain
         for other, rival in rivals.items()
@@ -45,9 +66,7 @@ def measured(name: str, settings: Settings, folder: Path) -> Iterator[dict[str, 
     }
     forward = _forward_of(model, device)
     explainer = onnx_clrp.Explainer(made, device=device)
-    replayed = (
-        onnx_clrp.Explainer(made, device=device, cuda_graph=True) if device == "cuda" else None
-    )
+    further = _on_cuda(model, made, settings.method, pictures) if device == "cuda" else {}
     del model, made  # the sessions have copies, and large networks need the memory
     for n in settings.batches:
         batch, tensor = pictures[:n], torch.from_numpy(pictures[:n]).to(device)
@@ -58,20 +77,39 @@ def measured(name: str, settings: Settings, folder: Path) -> Iterator[dict[str, 
                 "forward": partial(forward, batch),
                 "logits": partial(explainer.logits, batch),
                 "explain": partial(explainer.explain, batch, classes),
-                **({"graph": partial(replayed.explain, batch, classes)} if replayed else {}),
+                **{other: partial(e.explain, batch, classes) for other, e in further.items()},
                 "torch": _done(device, partial(_forward, net, tensor)),
                 **{
                     other: _done(device, partial(explain, tensor, asked))
                     for other, explain in others.items()
                 },
             }
-            seconds = in_turn(contestants, settings.rounds, settings.seconds)
+            if device == "cuda":  # more targets for all of them take more time than they tell
+                contestants["five"] = partial(explainer.explain, batch, [*range(FIVE)])
+            seconds = in_turn(contestants, settings.rounds, settings.seconds, settings.least)
             yield {"batch": n, "targets": k, "agreement": found, "seconds": seconds}
+
+
+def _on_cuda(
+    model: onnx.ModelProto, made: onnx.ModelProto, method: str, pictures: Floats
+) -> dict[str, onnx_clrp.Explainer]:
+    """Explainers for what a CPU does not have: graphs, and multiplication in fewer digits."""
+    found = {"graph": onnx_clrp.Explainer(made, device="cuda", cuda_graph=True)}
+    with tf32():
+        found["tf32"] = onnx_clrp.Explainer(made, device="cuda")
+    half = onnx_clrp.Explainer(model, device="cuda", method=method, half=True)
+    try:
+        half.explain(pictures)
+    except onnx_clrp.ModelError as error:
+        if OVERFLOW not in str(error):  # as of a network of random weights
+            raise
+        return found
+    return {**found, "half": half}
 
 
 def _forward_of(model: onnx.ModelProto, device: str) -> Callable[[Any], object]:
     """The model alone, as the package would run it on the device."""
-    session, _ = open_session(model, device)
+    session = open_session(model, device).session
     scores = [session.get_outputs()[0].name]
     if device == "cuda":
         bound = Bound(session, device, scores)
