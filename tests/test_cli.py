@@ -32,6 +32,7 @@ from PIL import Image
 
 from onnx_clrp import rules
 from onnx_clrp.cli import VERBS
+from onnx_clrp.cli.pictures import unique
 from onnx_clrp.model import PREFIX, load, metadata
 from onnx_clrp.runtime import Explainer
 
@@ -193,6 +194,29 @@ def test_files_of_one_name_in_different_folders_stay_apart(tmp_path: Path, maps:
     assert done.status == 0
     assert len(list(maps.iterdir())) == 4
     assert len({name.name.casefold() for name in maps.iterdir()}) == 4
+
+
+def test_names_get_the_first_number_that_is_free() -> None:
+    names = ["a", "a-3", "A", "b", "a", "a-2", "a-2", "a-3", "ß", "SS", "a", "a-2-2"]
+    assert unique(names) == [
+        *("a", "a-3", "A-2", "b", "a-4", "a-2-2", "a-2-3", "a-3-2", "ß", "SS-2", "a-5", "a-2-2-2")
+    ]
+
+
+class Counted(str):
+    """A name that counts how often a number is put behind it."""
+
+    times = 0
+
+    def __format__(self, spec: str) -> str:
+        Counted.times += 1
+        return str(self)
+
+
+def test_many_equal_names_are_tried_once_each() -> None:
+    Counted.times = 0
+    assert unique([Counted("a")] * 500)[-1] == "a-500"
+    assert Counted.times == 499
 
 
 def test_a_folder_stands_for_its_pictures(tmp_path: Path, maps: Path) -> None:

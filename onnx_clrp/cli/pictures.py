@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain, count
 from pathlib import Path
 
 _SUFFIXES = (
@@ -41,9 +40,13 @@ def files(images: Sequence[Path]) -> tuple[list[Path], list[str]]:
 def unique(names: Sequence[str]) -> list[str]:
     """The names, with a number behind those that came before, also in other capitals."""
     taken: set[str] = set()
+    numbers: dict[str, int] = {}  # the last behind each name: all below it are taken for good
     unique = []
     for name in names:
-        choices = chain([name], (f"{name}-{i}" for i in count(2)))
-        unique.append(next(choice for choice in choices if choice.casefold() not in taken))
-        taken.add(unique[-1].casefold())
+        chosen, key = name, name.casefold()
+        while chosen.casefold() in taken:
+            numbers[key] = numbers.get(key, 1) + 1
+            chosen = f"{name}-{numbers[key]}"
+        unique.append(chosen)
+        taken.add(chosen.casefold())
     return unique
