@@ -192,6 +192,11 @@ class Tape(Writer):
         first, last = (a % rank for a in (axes[0], axes[-1]))
         return self.Shape(x, start=first, end=last + 1)
 
+    def shaped(self, a: Tensor, x: Tensor) -> Tensor:
+        """A tensor that was written, of which is known now that it has the shape of `x`."""
+        a.shape = self._known_shape(x)
+        return a
+
     def flat(self, r: Tensor, y: Tensor) -> Tensor:
         """Relevance `[k, *y.shape]` with targets and batch in one axis, `[k*N, ...]`."""
         rest = self.sizes(y, range(1, self.rank(y)))

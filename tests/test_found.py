@@ -7,7 +7,7 @@ import onnx.parser
 import pytest
 from numpy.typing import NDArray
 
-from onnx_clrp import UnsupportedError
+from onnx_clrp import UnsupportedError, convert
 from onnx_clrp.testing import redistribute
 
 Floats = NDArray[np.float32]
@@ -362,3 +362,65 @@ def test_a_group_norm_in_front_of_a_resize_at_open_sizes() -> None:
         ones(1, 1, 2, 1, 2),
     )
     np.testing.assert_allclose(found, np.full((1, 1, 2, 2, 2), 0.5), rtol=1e-6)
+
+
+POOLS = {
+    "side by side": {"kernel_shape": [2, 2], "strides": [2, 2]},
+    "padded": {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1]},
+    "at every place": {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]},
+    "with holes": {"kernel_shape": [2, 2], "dilations": [2, 2], "pads": [1, 1, 1, 1]},
+}
+
+
+def real_winners(x: Floats, r: Floats, pool: dict[str, list[int]], *, split: bool) -> Floats:
+    """One plane's relevance: each window's to its first maximum, or in equal parts to all."""
+    handed = np.zeros_like(x)
+    strides, dilations = (pool.get(name, [1, 1]) for name in ("strides", "dilations"))
+    begin = pool.get("pads", [0, 0])[:2]
+    for position in np.ndindex(*r.shape):
+        places = [
+            tuple(
+                p * s - b + i * d
+                for p, s, b, i, d in zip(position, strides, begin, k, dilations, strict=True)
+            )
+            for k in np.ndindex(*pool["kernel_shape"])
+        ]
+        inside = [p for p in places if all(0 <= i < n for i, n in zip(p, x.shape, strict=True))]
+        won = [p for p in inside if x[p] == max(x[q] for q in inside)]
+        won = won if split else won[:1]
+        for p in won:
+            handed[p] += r[position] / len(won)
+    return handed
+
+
+@pytest.mark.parametrize("rules", ["default", "authors"])
+@pytest.mark.parametrize("kind", ["float", "float16"])
+@pytest.mark.parametrize("pool", POOLS)
+def test_a_window_of_nothing_but_minus_infinity_has_a_real_winner(
+    pool: str, kind: str, rules: str
+) -> None:
+    """As behind a mask, or a logarithm of 0: padding wins nothing."""
+    x = np.float32([[-np.inf] * 3 + [2], [-np.inf] * 4, [-np.inf, -np.inf, 1, 1], [-1, 0, 1, 3]])
+    attributes = ", ".join(f"{name} = {value}" for name, value in POOLS[pool].items())
+    text = f"""<ir_version: 9, opset_import: ["": 21]> g ({kind}[1,1,4,4] x) =>
+        ({kind}[a,b,c,d] y) {{ y = MaxPool<{attributes}>(x) }}"""
+    model = onnx.parser.parse_model(text)
+    feeds = {"x": x[None, None].astype(np.float16 if kind == "float16" else np.float32)}
+    size = (2, 2) if "strides" in POOLS[pool] else (4, 4)
+    r = np.arange(1, np.prod(size) + 1, dtype=np.float32).reshape(size)
+    found = redistribute(model, feeds, {"y": r[None, None, None]}, rules=rules)["x"]
+    wanted = real_winners(x, r, POOLS[pool], split=rules == "authors")
+    np.testing.assert_allclose(found[0, 0, 0], wanted, rtol=1e-6)
+
+
+def test_what_is_proven_to_be_above_is_not_raised_from_minus_infinity() -> None:
+    """Behind a ReLU a pool takes the nodes that it took before."""
+    text = """<ir_version: 9, opset_import: ["": 21]> g (float[1,3,8,8] x) => (float[1,3] y)
+        <float[3,3,1,1] w = {1,2,3,4,5,6,7,8,9}> { c = Conv(x, w) BODY g = GlobalMaxPool(q)
+        y = Flatten(g) }"""
+    pool = "MaxPool<kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1]>"
+    bodies = f"a = Relu(c) q = {pool}(a)", f"a = {pool}(c) q = Relu(a)"
+    models = (onnx.parser.parse_model(text.replace("BODY", body)) for body in bodies)
+    explainers = [convert(model, input_range=(0, 1)) for model in models]
+    raised = [sum(n.op_type == "Clip" for n in e.graph.node) for e in explainers]
+    assert raised[1] - raised[0] == 2  # the input, and the output

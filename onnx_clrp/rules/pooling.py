@@ -53,10 +53,11 @@ def max_pool(
     places = prod(window.kernel)
     if places > _MOST_PLACES:  # each of them takes nodes of its own
         raise UnsupportedError(f"its window has {places} places, more than {_MOST_PLACES}")
+    reals, highest = _above_padding(t, x, x), _above_padding(t, y, x)
     if sliding.applies(t, window, x):
-        placed = sliding.to_winners(t, window, r, y, x)
+        placed = sliding.to_winners(t, window, r, highest, reals)
     else:
-        won = t.composite.winners(t, window.patches(t, x, y, -np.inf), y)
+        won = t.composite.winners(t, window.patches(t, reals, y, -np.inf), highest)
         placed = window.place(t, r, won, x, y)
     return t.vanishing(placed, x) if t.vanishes(r, y) else placed
 
@@ -198,6 +199,19 @@ def _to_first(t: Tape, winning: str, r: Tensor, x: Tensor, axes: Sequence[int]) 
     won = t.number(t.Equal(winner, t.Range(0, width, 1)))
     back = t.Transpose(t.Reshape(won, t.Shape(last)), perm=[int(i) for i in np.argsort(order)])
     return t.Mul(r, back)
+
+
+def _above_padding(t: Tape, a: Tensor, x: Tensor) -> Tensor:
+    """`a`, the pool's input `x` or its output, with the lowest number in place of -inf.
+
+    So padding, which is -inf, wins nothing. Runtimes pad with either of the two, and so answer a
+    window of nothing but -inf with either. Where `x` is proven to be above, it costs nothing.
+    """
+    if np.isfinite(t.interval(x).lo).all():
+        return a
+    view = t.facts.reals.views.get(x.name)
+    half = view is not None and view.dtype == "float16"
+    return t.shaped(t.Clip(a, float(np.finfo(np.float16 if half else np.float32).min)), a)
 
 
 def _axes(t: Tape, x: Tensor, axes: Tensor | None, none_is_none: int) -> list[int]:
