@@ -80,6 +80,7 @@ def without_pads(step: Step, producers: Mapping[str, Step], facts: Facts) -> Ste
             step,
             inputs=(before.inputs[0], *step.inputs[1:]),
             attributes={**step.attributes, "pads": pads},
+            unfolded=step.unfolded or step,
         )
     return step
 

@@ -48,6 +48,7 @@ class Step:
         doubt: why relevance cannot pass after all; None if it can.
         other_type: the type that it calculates in, if that is not float32.
         origin: what the model has in this place, where that is another operator.
+        unfolded: the step with its own pads, where a Pad in front was folded away.
     """
 
     op: str
@@ -65,6 +66,7 @@ class Step:
     doubt: str | None = None
     other_type: str | None = None
     origin: str | None = None
+    unfolded: Step | None = None
 
     @property
     def linear(self) -> bool:

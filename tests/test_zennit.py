@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 
 torch = pytest.importorskip("torch", reason="the networks are PyTorch's")
@@ -48,6 +49,8 @@ from zennit.layer import Sum as Total
 from zennit.rules import AlphaBeta, Epsilon, Flat, Gamma, WSquare, ZPlus
 from zennit.torchvision import ResNetCanonizer, VGGCanonizer
 from zennit.types import Linear
+
+from onnx_clrp.testing import redistribute
 
 AGREES = 1e-5
 
@@ -305,3 +308,49 @@ def test_rules_for_some_layers_are_zennits() -> None:
     )
     wanted = explain(signed(), out, composite, "lrp")
     assert distance(out.relevance, wanted) <= AGREES
+
+
+# -- means behind a Pad ------------------------------------------------------------------------
+
+
+MEANS: Mapping[str, tuple[list[int], dict[str, Any]]] = {
+    "within a window": ([1, 1, 1, 1], {"kernel_size": 3}),
+    "a window wide": ([2, 0, 1, 0], {"kernel_size": 2, "stride": 2}),
+    "wider than a window": ([3, 3, 3, 3], {"kernel_size": 2}),
+    "with padding": ([1, 1, 1, 1], {"kernel_size": 3, "padding": 1}),
+    "with padding left out": (
+        [1, 1, 1, 1],
+        {"kernel_size": 3, "padding": 1, "count_include_pad": False},
+    ),
+    "hanging over": ([1, 1, 1, 1], {"kernel_size": 2, "stride": 2, "ceil_mode": True}),
+    "hanging over padding": (
+        [1, 0, 0, 1],
+        {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True},
+    ),
+}
+
+
+@pytest.mark.parametrize("sizes", ["1,2,5,5", "N,2,H,W"])
+@pytest.mark.parametrize("mean", MEANS)
+def test_a_mean_behind_a_pad_is_zennits(mean: str, sizes: str) -> None:
+    """Of numbers as small as the stabiliser, beside which it matters how many are counted."""
+    around, options = MEANS[mean]
+    pool = nn.AvgPool2d(**options)
+    rng = np.random.default_rng(5)
+    x = rng.normal(0, 1e-6, (1, 2, 5, 5)).astype(np.float32)
+    exact = torch.from_numpy(x).double().requires_grad_()
+    with everywhere(Epsilon())([]).context(nn.Sequential(nn.ZeroPad2d(around), pool)) as hooked:
+        y = hooked(exact)
+        r = rng.normal(size=y.shape).astype(np.float32)
+        (wanted,) = torch.autograd.grad(y, exact, torch.from_numpy(r).double())
+    left, right, above, below = around
+    kernel, stride = options["kernel_size"], options.get("stride", options["kernel_size"])
+    model = onnx.parser.parse_model(f"""<ir_version: 8, opset_import: ["": 19]>
+        g (float[{sizes}] x) => (float[a,b,c,d] y)
+        <int64[8] w = {{0, 0, {above}, {left}, 0, 0, {below}, {right}}}> {{ p = Pad(x, w)
+        y = AveragePool<kernel_shape = [{kernel}, {kernel}], strides = [{stride}, {stride}],
+            pads = {[options.get("padding", 0)] * 4},
+            ceil_mode = {int(options.get("ceil_mode", False))},
+            count_include_pad = {int(options.get("count_include_pad", True))}>(p) }}""")
+    found = redistribute(model, {"x": x}, {"y": r[None]}, rules="epsilon")["x"]
+    assert distance(found[0], wanted) <= AGREES

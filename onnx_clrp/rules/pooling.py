@@ -107,30 +107,34 @@ def average_pool(
 ) -> Tensor:
     """rule for means: the sum over each window's real elements, by contribution or evenly."""
     window = Window.of(kernel_shape, strides, pads, dilations, auto_pad)
+    # To the operator the zeros of a Pad in front are elements like others, and no padding.
+    unfolded = t.step.unfolded or t.step
+    padded = unfolded.inputs[0] or x
+    own = Window.of(kernel_shape, strides, unfolded.attributes.get("pads"), dilations, auto_pad)
     if ceil_mode:
-        window.refuse_late_start(t, x)
-        window = window.overhanging(t, x, y)
+        own.refuse_late_start(t, padded)
+        window, own = window.overhanging(t, x, y), own.overhanging(t, padded, y)
     shape = t.sizes(y, range(t.rank(y)))
 
     def planes(a: Tensor, like: Tensor) -> Tensor:
         return t.Reshape(a, t.Concat([-1, 1], t.sizes(like, window.axes), axis=0))
 
-    def sums(a: Tensor) -> Tensor:
+    def sums(window: Window, a: Tensor) -> Tensor:
         total = window.convolve(t, a, ones)
         if not ceil_mode or t.dims(y, window.axes) is not None:
             return total
         return t.Slice(total, [0] * len(window.axes), t.sizes(y, window.axes), [*window.axes])
 
     def forward(a: Tensor, ones: Tensor) -> Tensor:
-        return t.Reshape(sums(planes(a, x)), shape)
+        return t.Reshape(sums(window, planes(a, x)), shape)
 
     def transpose(s: Tensor, ones: Tensor) -> Tensor:
         return t.like(adjoint(t, window, planes(s, y), ones, x, y), x)
 
     def count() -> Tensor:
         """As the operator itself counts; runtimes do not agree on padding with ceil_mode."""
-        plane = t.Expand(1.0, t.Concat([1, 1], t.sizes(x, window.axes), axis=0))
-        return t.Div(sums(plane), t.node("AveragePool", [plane], t.step.attributes)[0])
+        plane = t.Expand(1.0, t.Concat([1, 1], t.sizes(padded, window.axes), axis=0))
+        return t.Div(sums(own, plane), t.node("AveragePool", [plane], unfolded.attributes)[0])
 
     ones = t.operand(np.ones((1, 1, *window.kernel), np.float32))
     return t.still_picked(r, t.average(LinearMap(x, y, ones, forward, transpose, count=count), r))
