@@ -38,6 +38,7 @@ class LinearMap:
         bias: `b`, so that it broadcasts to `y`; None without one.
         count: for a mean, what the sum over its elements is divided by.
         output: the tensor that holds `W x + b`, where there is one.
+        folded: does `b` hold what is affine right behind the map already?
         plus: `(x, w, number) -> w x + number`, where the number costs nothing.
         inputs: the axes of `x` and `weight` along which the inputs lie, where one map of twice as
             many is faster than two: where there are more outputs than inputs.
@@ -55,6 +56,7 @@ class LinearMap:
     bias: Tensor | None = None
     count: Callable[[], Operand] | None = None
     output: Tensor | None = None
+    folded: bool = False
     plus: Callable[[Tensor, Tensor, float], Tensor] | None = None
     inputs: tuple[int, int] | None = None
 

@@ -28,6 +28,11 @@ class Tail:
     shift: NDArray[np.float32]
     signs: NDArray[np.float32] | None = None
 
+    @property
+    def adds_only(self) -> bool:
+        """Is it no more than a bias?"""
+        return bool((self.factor == 1).all())
+
 
 @dataclass(frozen=True)
 class Step:

@@ -57,7 +57,8 @@ class Tape(Writer):
         """Hand relevance down a linear map by the composite's rule for it."""
         rule = self.composite.rule(self.step, first=not self.facts.behind_linear(f.x))
         self.heeded = self.step
-        return rule(self, self._whole(f) if rule.whole else self._signed(f), r)
+        whole = rule.whole and not f.folded
+        return rule(self, self._whole(f) if whole else self._signed(f), r)
 
     def _signed(self, f: LinearMap) -> LinearMap:
         """The map with the signs of the per-channel scales behind it in its weights.

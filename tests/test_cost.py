@@ -36,6 +36,19 @@ def model(body: str) -> onnx.ModelProto:
     return made
 
 
+def connected(head: str) -> onnx.ModelProto:
+    """A network with a fully connected classifier."""
+    made = model("r = Relu(a) last = Identity(r)")
+    end = onnx.parser.parse_graph(
+        f"e (float[N, {CHANNELS}, 1, 1] p) => (float y) {{ f = Flatten(p) {head} }}"
+    )
+    del made.graph.node[-1]
+    made.graph.node.extend(end.node)
+    values = np.random.default_rng(4).normal(size=(CHANNELS, CLASSES)).astype(np.float32)
+    made.graph.initializer.append(numpy_helper.from_array(values, "v"))
+    return made
+
+
 def added(made: onnx.ModelProto, kept: str = "") -> list[onnx.NodeProto]:
     """The nodes that were added, of one of the model's nodes alone if it is named."""
     explainer = convert(made, input_range=(-4, 4))
@@ -49,6 +62,22 @@ def test_of_a_convolutional_classifier_only_rows_are_read() -> None:
     assert {n.op_type for n in reading} == {"Reshape"}  # to the rows
     shapes = Counter(n.op_type for n in nodes)
     assert shapes["Conv"] + shapes["ConvTranspose"] == 3  # Z of the first layer, and its two parts
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        "logits = Gemm(f, v, b)",
+        "l = MatMul(f, v) logits = Add(l, b)",
+        "l = MatMul(f, v) logits = Add(b, l)",
+        "l = Gemm(f, v) logits = Add(l, b)",
+    ],
+)
+@pytest.mark.parametrize("rules", ["default", "epsilon"])
+def test_of_a_fully_connected_classifier_only_rows_are_read(head: str, rules: str) -> None:
+    explainer = convert(connected(head), rules=rules, input_range=(-4, 4))
+    nodes = [n for n in explainer.graph.node if n.name.startswith("relevance/")]
+    assert {n.op_type for n in nodes if "v" in n.input} == {"Gather"}
 
 
 def test_a_divisor_is_kept_from_zero_by_its_convolution() -> None:

@@ -152,6 +152,35 @@ def test_a_scale_behind_a_convolution_belongs_to_it(way: str) -> None:
     assert_same_maps(written, folded)
 
 
+BIASED = {
+    "Add": "l = MatMul(f, v) logits = Add(l, c)",
+    "Add from the left": "l = MatMul(f, v) logits = Add(c, l)",
+    "Sub": "l = MatMul(f, v) logits = Sub(l, less)",
+    "Add to a Gemm": "l = Gemm(f, v) logits = Add(l, c)",
+    "in two parts": "l = Gemm(f, v, rest) logits = Add(l, one)",
+    "Add to a Gemm of twice the weights": "l = Gemm<alpha = 2.0, transB = 1>(f, turned, rest)"
+    " logits = Add(l, one)",
+    "Conv": "u = Unsqueeze(f, behind) l = Conv(u, rows) a = Add(l, column) logits = Flatten(a)",
+}
+"""Classifiers whose bias a node of its own adds."""
+
+
+@pytest.mark.parametrize("rules", ["default", "epsilon", "alpha2_beta1"])
+@pytest.mark.parametrize("way", BIASED)
+def test_a_bias_behind_the_classifier_is_its_bias(way: str, rules: str) -> None:
+    weights = {
+        "less": -WEIGHTS["c"],
+        "one": np.float32(1),
+        "rest": WEIGHTS["c"] - 1,
+        "turned": np.ascontiguousarray(WEIGHTS["v"].T) / 2,
+        "rows": np.ascontiguousarray(WEIGHTS["v"].T)[..., None],
+        "column": WEIGHTS["c"][:, None],
+        "behind": np.array([2]),
+    }
+    body = BODY.replace("logits = Gemm(f, v, c)", BIASED[way])
+    assert_same_maps(network(body, **weights), network(), rules=rules)
+
+
 def test_a_picture_subtracted_from_white_turns_the_first_filters_round() -> None:
     body = BODY.replace("(x, w, b)", "(turned, w, b)").replace("pads=[1,1,1,1]", "pads=[0,0,0,0]")
     flat = {"v": drawn(6 * 9, CLASSES), "white": np.ones((), np.float32)}

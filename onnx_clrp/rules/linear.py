@@ -136,8 +136,12 @@ def gemm(
 
 
 def _is_picked(t: Tape, r: Tensor, bias: Tensor | None) -> bool:
-    """Does relevance come from a single score of each target, through a plain map?"""
-    scaled = t.step.signs is not None or t.step.scales or t.step.tail is not None
+    """Does relevance come from a single score of each target, through a plain map?
+
+    What is added behind it is but a bias that a node of its own adds.
+    """
+    tail = t.step.tail
+    scaled = t.step.signs is not None or t.step.scales or not (tail is None or tail.adds_only)
     laid = bias is None or (t.rank(bias) == 1 and t.dims(bias, [0]) != [1])
     return r.name in t.picks and not scaled and laid
 
@@ -163,9 +167,15 @@ def _of_rows(
     rows = t.Gather(w, chosen, axis=axis)  # [k, N, F], or with the axis of x in front
     rows = rows if axis == 0 else t.Transpose(rows, perm=[1, 2, 0])
     rows = t.Unsqueeze(rows, behind) if behind else rows
-    offset = (
-        None if bias is None else t.Unsqueeze(t.Gather(bias, chosen, axis=0), channels + behind)
-    )
+
+    def of_scores(values: Tensor) -> Tensor:
+        return t.Unsqueeze(t.Gather(values, chosen, axis=0), channels + behind)
+
+    offset = None if bias is None else of_scores(bias)
+    if t.step.tail is not None:
+        shift = t.operand(t.step.tail.shift)
+        shift = shift if t.step.tail.shift.size == 1 else of_scores(shift)
+        offset = shift if offset is None else t.Add(offset, shift)
 
     def forward(data: Tensor, weight: Tensor) -> Tensor:
         return t.ReduceSum(t.Mul(data, weight), channels, keepdims=1)
@@ -173,7 +183,7 @@ def _of_rows(
     def transpose(s: Tensor, weight: Tensor) -> Tensor:
         return t.Mul(s, weight)
 
-    f = LinearMap(x, y, rows, forward, transpose, dense=not positions, bias=offset)
+    f = LinearMap(x, y, rows, forward, transpose, dense=not positions, bias=offset, folded=True)
     return t.redistribute(f, t.ReduceSum(r, channels, keepdims=1))
 
 
