@@ -1,6 +1,7 @@
 """The exact adjoint of a convolution, by the operator that runtimes are fastest at.
 
-That is a ConvTranspose with the same weights, unless a convolution with reversed ones does it.
+That is a ConvTranspose with the same weights, unless a convolution with reversed ones does it and
+is faster: of stride 1, where it has the channels for it; depthwise also over zeros put in between.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 _MOST_PLACES = 1024
+"""In a window: each may take nodes of its own, and in the graph of an untrusted model."""
 
 
 @gradient("MaxPool")
@@ -42,8 +43,10 @@ def max_pool(
 
     Under a composite that splits ties, all that equal the maximum get the same.
 
-    The winners are found by comparing the window's places with the pool's own output, which the
-    same forward pass made: no index kernel, whose ties differ from device to device.
+    A window that is the whole plane is left to an ArgMax, of which the standard says that it takes
+    the first of several. All others are compared, place by place, with the output, which the same
+    forward pass made; where they stand at every position, with the maxima along one axis after the
+    other. A MaxPool is not asked for indices: those of ties differ from device to device.
     """
     window = Window.of(kernel_shape, strides, pads, dilations, auto_pad)
     if ceil_mode:
@@ -51,7 +54,7 @@ def max_pool(
     if window.is_whole(t, x):
         return _to_first(t, "ArgMax", r, x, window.axes)
     places = prod(window.kernel)
-    if places > _MOST_PLACES:  # each of them takes nodes of its own
+    if places > _MOST_PLACES:
         raise UnsupportedError(f"its window has {places} places, more than {_MOST_PLACES}")
     reals, highest = _above_padding(t, x, x), _above_padding(t, y, x)
     if sliding.applies(t, window, x):
