@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Mapping
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,15 @@ def test_the_examples_of_the_page_on_rules_run(monkeypatch: pytest.MonkeyPatch) 
     exec(compile(code, "docs/rules.md", "exec"), {})
     assert rules.find_rule("CumSum") is not None
     assert rules.find_rule("Squash", "com.acme") is not None
+
+
+def test_the_page_on_rules_shows_every_argument_of_the_decorator() -> None:
+    page = (ROOT / "docs" / "rules.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^`@onnx_clrp\.rule\((\*operators.*)\)`$", page, re.MULTILINE)
+    arguments = list(signature(rules.rule).parameters.values())
+    known = [f"{a.name}={a.default!r}".replace("'", '"') for a in arguments[1:]]
+    assert shown == [", ".join(["*operators", *known])]
+    assert all(f"\n- `{a.name}" in page for a in arguments[2:])  # the domain speaks for itself
 
 
 def test_the_example_is_of_an_operator_without_a_rule() -> None:
