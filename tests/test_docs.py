@@ -223,3 +223,10 @@ def test_the_table_of_metadata_names_its_keys(explainer: onnx.ModelProto) -> Non
     # Other methods have a contrast to choose, neurons a layer, and not every model runs in float16.
     others = {f"onnx_clrp.{key}" for key in ("contrast", "layer", "cam_layer", "half")}
     assert keys == written | others
+
+
+@pytest.mark.parametrize("folder", ["onnx_clrp", "tests", "tools"])
+def test_nothing_is_suppressed(folder: str) -> None:
+    marks = re.compile("#.*(no" + "qa|type: " + "ignore)")
+    files = (ROOT / folder).rglob("*.py")
+    assert [path for path in files if marks.search(path.read_text(encoding="utf-8"))] == []

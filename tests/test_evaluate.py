@@ -77,7 +77,7 @@ def rows_of(folder: Path, table: str = "maps") -> list[dict[str, Any]]:
 def evaluated(folder: Path, data: Pictures | None = None, **settings: Any) -> list[dict[str, Any]]:
     """The rows of maps of the digits' network."""
     options = {"methods": ["lrp"], "patches": [9], **settings}
-    evaluate(DIGITS, data or scenes(), folder, Settings(**options), device="cpu")  # type: ignore[arg-type]
+    evaluate(DIGITS, data or scenes(), folder, Settings(**options), device="cpu")
     return rows_of(folder)
 
 
@@ -303,7 +303,7 @@ def test_channels_last_are_the_same(tmp_path: Path, everything: Path) -> None:
     settings = Settings(
         methods=["lrp"], experiments=EXPERIMENTS, patches=[8], steps=5, probability="sigmoid"
     )
-    evaluate(nhwc(), scenes(), tmp_path, settings, device="cpu")  # type: ignore[arg-type]
+    evaluate(nhwc(), scenes(), tmp_path, settings, device="cpu")
     wanted = [row for row in rows_of(everything) if row["method"] == "lrp"]
     for row, want in zip(rows_of(tmp_path), wanted, strict=True):
         for key, value in row.items():
@@ -391,7 +391,7 @@ def test_what_was_killed_goes_on_and_neither_loses_nor_repeats_a_picture(
     monkeypatch.setattr(runs, "PART", 8)
     settings = Settings(methods=["lrp", "clrp2"], patches=[9])
     for folder in (out, whole):
-        evaluate(DIGITS, data, folder, settings, device="cpu")  # type: ignore[arg-type]
+        evaluate(DIGITS, data, folder, settings, device="cpu")
     after = {path.name: path.stat().st_mtime_ns for path in (out / "maps").iterdir()}
     assert {name: after[name] for name in done} == {name: before[name] for name in done}
     for table in ("maps", "pairs", "failed"):
@@ -453,7 +453,7 @@ def test_pictures_are_decoded_no_further_ahead_than_one_part(
             seen.append(len(begun) - done)
 
     settings = Settings(methods=["lrp"], experiments=["pointing"])
-    evaluate(DIGITS, data, tmp_path / "out", settings, device="cpu", watch=watch)  # type: ignore[arg-type]
+    evaluate(DIGITS, data, tmp_path / "out", settings, device="cpu", watch=watch)
     assert len(seen) == 12
     assert max(seen) <= 8
 
@@ -518,7 +518,7 @@ def test_rules_are_for_the_methods_that_take_them(tmp_path: Path) -> None:
     def rows(*methods: str, rules: str) -> dict[str, list[Any]]:
         settings = Settings(methods=methods, experiments=["pointing"])
         folder = tmp_path / "-".join([*methods, rules])
-        evaluate(DIGITS, scenes(), folder, settings, device="cpu", options={"rules": rules})  # type: ignore[arg-type]
+        evaluate(DIGITS, scenes(), folder, settings, device="cpu", options={"rules": rules})
         return {m: [r["reach"] for r in rows_of(folder) if r["method"] == m] for m in methods}
 
     one, other = (rows("gradient", "lrp", rules=rules) for rules in ("default", "epsilon"))

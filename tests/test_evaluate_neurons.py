@@ -99,7 +99,7 @@ def test_methods_that_know_no_neurons_are_left_out() -> None:
 def test_a_layer_and_the_experiment_with_neurons_go_together() -> None:
     for options in ({"experiments": ["neurons"]}, {"layer": LAYER}):
         with pytest.raises(UsageError, match="go together"):
-            Settings(**options)  # type: ignore[arg-type]
+            Settings(**options)
     with pytest.raises(UsageError, match="neurons must be at least 2"):
         Settings(experiments=["neurons"], layer=LAYER, neurons=1)
 

@@ -108,7 +108,7 @@ def test_engines_that_make_no_sense_are_refused(
     tmp_path: Path, asked: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(UsageError, match=reason):
-        evaluate(DIGITS, scenes(), tmp_path / "out", SETTINGS, **asked)  # type: ignore[arg-type]
+        evaluate(DIGITS, scenes(), tmp_path / "out", SETTINGS, **asked)
     assert not (tmp_path / "out").exists()
 
 
@@ -117,7 +117,7 @@ def test_without_ray_one_line_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UsageError, match=r"pip install 'onnx-clrp\[ray\]'"):
-        evaluate(DIGITS, scenes(), tmp_path, SETTINGS, engine="ray")  # type: ignore[arg-type]
+        evaluate(DIGITS, scenes(), tmp_path, SETTINGS, engine="ray")
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def local(pictures: Path, model: Path, tmp_path_factory: pytest.TempPathFactory)
     folder = tmp_path_factory.mktemp("local") / "out"
     with pytest.MonkeyPatch.context() as here:
         here.setattr(runs, "PART", 8)
-        evaluate(model, samples(pictures), folder, SETTINGS, device="cpu")  # type: ignore[arg-type]
+        evaluate(model, samples(pictures), folder, SETTINGS, device="cpu")
     return folder
 
 
@@ -336,7 +336,7 @@ def test_an_error_is_one_line_and_what_is_killed_goes_on_without_ray(
     done = {path: path.stat().st_mtime_ns for path in (out / "maps").glob("*.parquet")}
     assert 1 <= len(done) < 6
     monkeypatch.setattr(runs, "PART", 8)
-    evaluate(model, samples(pictures), out, SETTINGS, device="cpu")  # type: ignore[arg-type]
+    evaluate(model, samples(pictures), out, SETTINGS, device="cpu")
     assert all(path.stat().st_mtime_ns == before for path, before in done.items())
     for table in TABLES:
         assert rows_of(out, table) == rows_of(local, table)

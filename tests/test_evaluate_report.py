@@ -530,7 +530,7 @@ def test_examples_are_the_pictures_boxes_and_maps_that_were_judged(folder: Path)
     summary = Summary(folder)
     criterion = criterion_of(summary)
     assert criterion is not None
-    found = gallery(summary, criterion, 2, onnx.load(DIGITS), scenes(), {}, device="cpu")  # type: ignore[arg-type]
+    found = gallery(summary, criterion, 2, onnx.load(DIGITS), scenes(), {}, device="cpu")
     rows = {(row["image"], row["target"], row["method"]): row for row in rows_of(folder)}
     for example in (*found.most, *found.least):
         key, target = example.row["image"], example.row["target"]

@@ -109,10 +109,12 @@ def test_damaged_metadata_is_one_line_or_does_not_matter(value: str) -> None:
     explainer = convert(classifier([helper.make_node("Relu", ["x"], ["z"])]), input_range=RANGE)
     for entry in explainer.metadata_props:
         before, entry.value = entry.value, value
+        refused = None
         try:
             made = Explainer(explainer, device="cpu")
         except ModelError as error:
-            assert "convert the original model again" in str(error)  # noqa: PT017
+            refused = str(error)
         else:
             made.explain(np.zeros((1, 3, 8, 8), np.float32), 0)
+        assert refused is None or "convert the original model again" in refused
         entry.value = before

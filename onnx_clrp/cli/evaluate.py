@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,9 +190,8 @@ def command(data: Path, out: Path, as_json: bool, report: bool, **given: Any) ->
     tells two classes of a picture apart.
     """
     try:
-        import jinja2  # noqa: F401
-        import pyarrow  # noqa: F401  (what comes next needs both)
-
+        for library in ("jinja2", "pyarrow"):  # what comes next needs both, but not at once
+            import_module(library)
         from onnx_clrp.evaluate.report import write_report
         from onnx_clrp.evaluate.run import evaluate
         from onnx_clrp.evaluate.summary import Summary
