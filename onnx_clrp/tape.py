@@ -75,19 +75,18 @@ class Tape(Writer):
 
     def _whole(self, f: LinearMap) -> LinearMap:
         """The map with what is affine right behind it folded in, as a BatchNorm, its bias too."""
-        factors: list[NDArray[np.float32]] = []
-        weight, bias, tail, signs = f.weight, f.bias, self.step.tail, self.step.signs
+        weight, bias, tail = f.weight, f.bias, self.step.tail
+        factor, shift = self.step.signs, None
         if tail is not None:
-            factors, signs = [tail.factor], tail.signs
-        if signs is not None:
-            factors.append(signs)
-        for factor in factors:
+            signs = 1 if tail.signs is None else tail.signs
+            factor, shift = tail.factor * signs, tail.shift * signs
+        if factor is not None:
             laid = [-1] + [1] * (self.rank(f.y) - self.step.channel_axis - 1)
-            weight = self._scaled(replace(f, weight=weight), factor)
+            weight = self._scaled(f, factor)
             bias = None if bias is None else self.Mul(bias, factor.reshape(laid))
-            if tail is not None and factor is tail.factor:
-                shift = self.operand(tail.shift.reshape(laid))
-                bias = shift if bias is None else self.Add(bias, shift)
+            if shift is not None:
+                added = self.operand(shift.reshape(laid))
+                bias = added if bias is None else self.Add(bias, added)
         for scale in self.step.scales:
             weight = self.Mul(weight, self.Sign(scale))
             bias = None if bias is None else self.Mul(bias, self.Sign(scale))

@@ -152,6 +152,19 @@ def test_a_scale_behind_a_convolution_belongs_to_it(way: str) -> None:
     assert_same_maps(written, folded)
 
 
+@pytest.mark.parametrize("rules", ["default", "epsilon", "alpha2_beta1"])
+def test_signs_behind_scales_behind_a_convolution_belong_to_it(rules: str) -> None:
+    """Also where the rule counts with the bias, and folds in what is affine right behind it."""
+    scale, signs = MIXED.reshape(-1, 1, 1), np.sign(MIXED[::-1])
+    nodes = "m = Mul(g, k) a = Add(m, k) s = Transpose <perm=[0,2,3,1]> (a) n = Mul(s, signs)"
+    written = network(
+        f"{FRONT} {nodes} h = Transpose <perm=[0,3,1,2]> (n) {HEAD} logits = Gemm(f, v, c)",
+        k=scale,
+        signs=signs,
+    )
+    assert_same_maps(written, with_scaled_filters(MIXED * signs, MIXED * signs), rules=rules)
+
+
 BIASED = {
     "Add": "l = MatMul(f, v) logits = Add(l, c)",
     "Add from the left": "l = MatMul(f, v) logits = Add(c, l)",
