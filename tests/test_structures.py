@@ -165,6 +165,20 @@ def test_signs_behind_scales_behind_a_convolution_belong_to_it(rules: str) -> No
     assert_same_maps(written, with_scaled_filters(MIXED * signs, MIXED * signs), rules=rules)
 
 
+@pytest.mark.parametrize("rules", ["default", "epsilon"])
+def test_scales_behind_a_gemm_belong_to_it_whatever_its_alpha(rules: str) -> None:
+    u, k, b = drawn(6 * 16, 8), drawn(8, seed=4), drawn(8, seed=5)
+    body = BODY.replace("logits = Gemm(f, v, c)", "DENSE q = Relu(m) logits = Gemm(q, v, c)")
+    written, folded = (
+        network(body.replace("DENSE", dense), v=drawn(8, CLASSES), **weights)
+        for dense, weights in (
+            ("l = Gemm<alpha = 0.5>(f, u, d) m = Mul(l, k)", {"u": u * 2, "d": b, "k": k}),
+            ("m = Gemm(f, u, d)", {"u": u * k, "d": b * k}),
+        )
+    )
+    assert_same_maps(written, folded, rules=rules)
+
+
 BIASED = {
     "Add": "l = MatMul(f, v) logits = Add(l, c)",
     "Add from the left": "l = MatMul(f, v) logits = Add(c, l)",

@@ -308,7 +308,7 @@ def _shape(t: Tape, w: Tensor) -> list[int]:
 
 
 def _times(t: Tape, w: Tensor, factor: float) -> Tensor:
-    return w if factor == 1 else t.Mul(w, float(factor))
+    return w if factor == 1 else t.shaped(t.Mul(w, float(factor)), w)
 
 
 def _laid(t: Tape, bias: Tensor | None, n: int) -> Tensor | None:
