@@ -94,7 +94,7 @@ class Composite:
             return named
         if first and self.first is not None:
             return self.first
-        return self.dense if self.dense is not None and step.op in _DENSE else self.linear
+        return self.dense if self.dense is not None and step.op in DENSE else self.linear
 
     def over_maps(self, wrapper: Wrapper) -> Composite:
         """The same with the redistribution of every linear map wrapped."""
@@ -107,7 +107,8 @@ class Composite:
         )
 
 
-_DENSE = frozenset({"Gemm", "MatMul"})
+DENSE = frozenset({"Gemm", "MatMul"})
+"""Fully connected maps."""
 _LIKE_ZENNIT = Composite(first=None, dense=epsilon(), mean=normed, sum=by_signed_share)
 
 RULE_SETS: Mapping[str, Composite] = {

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from onnx_clrp.backprop import DECONVNET, GUIDED
 from onnx_clrp.cam import class_activation
 from onnx_clrp.classifier import split_at_classifier
-from onnx_clrp.composites import Composite
+from onnx_clrp.composites import DENSE, Composite
 from onnx_clrp.errors import ModelError, UsageError
 from onnx_clrp.methods import NORMALISED, PLAIN, PROBABILITIES, Dual, Method, opposite
 from onnx_clrp.noise import noise
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from onnx_clrp.program import Program
     from onnx_clrp.tape import Tape, Tensor
 
-_DENSE = frozenset({"Gemm", "MatMul"})
 _THROUGH = frozenset(
     {"Add", "Sub", "Identity", "Dropout", "Flatten", "Reshape", "Squeeze", "Unsqueeze", "Transpose"}
 )
@@ -266,6 +265,6 @@ def _remarks(ways: Ways) -> list[str]:
 def _all_dense(t: Tape, head: Sequence[Step]) -> bool:
     """Is the classifier layer fully connected, with nothing behind it that mixes in values?"""
     return all(
-        step.op in _DENSE or (step.op in _THROUGH and sum(map(t.carries, step.inputs)) == 1)
+        step.op in DENSE or (step.op in _THROUGH and sum(map(t.carries, step.inputs)) == 1)
         for step in head
     )

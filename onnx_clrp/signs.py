@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from onnx_clrp.facts import Facts, Shape, Tensor
 from onnx_clrp.steps import Readers, Step, chain
-from onnx_clrp.tails import tail_of
+from onnx_clrp.tails import PASSING, tail_of
 
-_PASSING = frozenset({"Identity", "Dropout", "Cast"})
-_MOVING = _PASSING | {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
+_MOVING = PASSING | {"Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze"}
 _SCALED_BY_CHANNEL = frozenset(
     {"BatchNormalization", "InstanceNormalization", "GroupNormalization"}
 )
@@ -201,7 +200,7 @@ def _moved(step: Step, axis: int | None, facts: Facts) -> int | None:
 
     `_LOST` if nobody knows, since sizes are open.
     """
-    if axis is None or axis == _LOST or step.op in _PASSING:
+    if axis is None or axis == _LOST or step.op in PASSING:
         return axis
     x, y = step.inputs[0], step.outputs[0]
     before, after = facts.shape(x) if x is not None else None, facts.shape(y)

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from onnx_clrp.facts import Facts
 from onnx_clrp.steps import Readers, Step, Tail, chain
 
-_PASSING = frozenset({"Identity", "Dropout", "Cast"})
+PASSING = frozenset({"Identity", "Dropout", "Cast"})
+"""Operators that hand on the numbers of their input, whatever type these have then."""
 
 
 def tail_of(step: Step, axis: int, reading: Readers, facts: Facts, ends: set[str]) -> Tail | None:
@@ -18,7 +19,7 @@ def tail_of(step: Step, axis: int, reading: Readers, facts: Facts, ends: set[str
     factor, shift = np.ones(1, np.float64), np.zeros(1, np.float64)
     found = False
     for after in chain(step.outputs[0], reading, ends):
-        if after.op in _PASSING and not after.domain:
+        if after.op in PASSING and not after.domain:
             continue
         pair = _affine(after, axis, facts)
         if pair is None:

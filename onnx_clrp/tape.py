@@ -105,10 +105,8 @@ class Tape(Writer):
         shape = [1] * self.rank(f.weight)
         shape[f.outputs] = -1
         if f.groups > 1:  # one number for each input too, since an output's group is theirs
-            inputs = self.dims(f.weight, [0])
-            assert inputs is not None  # weights in groups have a known shape
-            shape[0] = inputs[0]
-            factors = np.repeat(factors.reshape(f.groups, -1), inputs[0] // f.groups, axis=0)
+            shape[0] = inputs = self.weight_sizes(f.weight)[0]
+            factors = np.repeat(factors.reshape(f.groups, -1), inputs // f.groups, axis=0)
         return self.Mul(f.weight, factors.reshape(shape))
 
     def average(self, f: LinearMap, r: Tensor) -> Tensor:
@@ -147,6 +145,13 @@ class Tape(Writer):
         sizes = [shape[a] for a in axes]
         known = [d for d in sizes if d is not None]
         return known if len(known) == len(sizes) else None
+
+    def weight_sizes(self, w: Tensor) -> list[int]:
+        """The sizes of weights, which no rule can do without."""
+        dims = self.dims(w, range(self.rank(w)))
+        if dims is None:
+            raise UnsupportedError("the shape of its weights is known only at run time")
+        return dims
 
     def integers(self, x: Tensor | None, what: str) -> list[int] | None:
         """The values of a constant integer input; None if it is left out."""
@@ -226,7 +231,8 @@ class Tape(Writer):
         padded = (1,) * missing + of_x
         alike = (*[False] * missing, *self.facts.same_sizes(y, x))
         if any(b is None and not same for b, same in zip(padded, alike, strict=True)):
-            axes: Operand = self._broadcast_axes(y, x, missing)
+            sizes = self.Concat([1] * missing, self.Shape(x), axis=0) if missing else self.Shape(x)
+            axes: Operand = self.differing_axes(sizes, self.Shape(y))
         else:
             pairs = enumerate(zip(of_y, padded, strict=True))
             axes = [i - len(of_y) for i, (a, b) in pairs if b == 1 != a]
@@ -235,10 +241,9 @@ class Tape(Writer):
         summed = self.ReduceSum(r, axes, keepdims=1, noop_with_empty_axes=1)
         return self.like(summed, x) if missing else summed
 
-    def _broadcast_axes(self, y: Tensor, x: Tensor, missing: int) -> Tensor:
-        """The axes of relevance along which `x` is broadcast to `y`, found while the model runs."""
-        sizes = self.Concat([1] * missing, self.Shape(x), axis=0) if missing else self.Shape(x)
-        differ = self.Not(self.Equal(sizes, self.Shape(y)))
+    def differing_axes(self, sizes: Tensor, others: Tensor) -> Tensor:
+        """The axes of relevance where two shapes differ, found while the model runs."""
+        differ = self.Not(self.Equal(sizes, others))
         return self.Add(self.Squeeze(self.NonZero(differ), [0]), [1])
 
     def contract(self, r: Tensor, axis: int, matrix: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def conv(
 ) -> Tensor:
     """linear map: y = W * x."""
     _only_first(t, x, w)
-    m, c, *kernel = _shape(t, w)
+    m, c, *kernel = t.weight_sizes(w)
     window = Window.of(kernel, strides, pads, dilations, auto_pad)
 
     def forward(a: Tensor, weight: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ def conv_transpose(
 ) -> Tensor:
     """linear map: y = Wᵀ * x."""
     _only_first(t, x, w)
-    window = Window.of(_shape(t, w)[2:], strides, pads, dilations)
+    window = Window.of(t.weight_sizes(w)[2:], strides, pads, dilations)
     if auto_pad.startswith("SAME"):
         window = _multiplying(window, output_padding, auto_pad)
 
@@ -223,12 +223,12 @@ def matmul(t: Tape, r: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
         raise UnsupportedError("both operands depend on the input")
     left = t.carries(a)
     x, w = (a, b) if left else (b, a)
-    if left and t.rank(x) == len(_shape(t, w)) == 2 and _is_picked(t, r, None):
+    if left and t.rank(x) == len(t.weight_sizes(w)) == 2 and _is_picked(t, r, None):
         return _of_rows(t, r, y, x, w, None, axis=1)
     if t.rank(x) < (2 if left else 3):
         raise UnsupportedError(_OVER_BATCH)
-    axes = [*range(len(_shape(t, w)))]
-    copies, more = _copies(t, x, _shape(t, w)[:-2]), len(axes) > t.rank(x)
+    axes = [*range(len(t.weight_sizes(w)))]
+    copies, more = _copies(t, x, t.weight_sizes(w)[:-2]), len(axes) > t.rank(x)
     out = -1 if left else -2
     outputs: int | None = out
     if len(axes) == 1:  # a vector: the matrix of one column or row, whose axis the output lacks
@@ -269,8 +269,7 @@ def _without_copies(t: Tape, part: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """What came to the copies of a factor that was repeated along axes of the product, added up."""
     if all(t.facts.same_sizes(x, y)[:-2]):
         return part
-    differ = t.Not(t.Equal(t.Shape(x), t.Shape(part, start=1)))
-    axes = t.Add(t.Squeeze(t.NonZero(differ), [0]), [1])
+    axes = t.differing_axes(t.Shape(x), t.Shape(part, start=1))
     return t.ReduceSum(part, axes, keepdims=1, noop_with_empty_axes=1)
 
 
@@ -298,13 +297,6 @@ def _multiplying(window: Window, extra: Sequence[int] | None, auto: str) -> Wind
 def _only_first(t: Tape, x: Tensor, w: Tensor) -> None:
     if t.carries(w) or not t.carries(x):
         raise UnsupportedError("its weights depend on the input")
-
-
-def _shape(t: Tape, w: Tensor) -> list[int]:
-    dims = t.dims(w, range(t.rank(w)))
-    if dims is None:
-        raise UnsupportedError("the shape of its weights is known only at run time")
-    return dims
 
 
 def _times(t: Tape, w: Tensor, factor: float) -> Tensor:

@@ -9,6 +9,7 @@ import numpy as np
 
 from onnx_clrp.errors import UnsupportedError
 from onnx_clrp.rules import gradient
+from onnx_clrp.rules.pooling import kept, reduced_axes
 
 if TYPE_CHECKING:
     from onnx_clrp.tape import Tape, Tensor
@@ -181,15 +182,10 @@ def reduction(
     noop_with_empty_axes: int = 0,
 ) -> list[Tensor | None]:
     """g times the derivative of the norm: sgn x, x / y, 2 x, exp(x - y)."""
-    rank = t.rank(x)
-    named = t.integers(axes, "axes") or ([] if noop_with_empty_axes else [*range(rank)])
-    counted = sorted(a % rank - rank for a in named)
+    counted = reduced_axes(t, x, axes, noop_with_empty_axes)
     if not counted:
         raise UnsupportedError("it reduces over no axis")
-    if -rank in counted:
-        raise UnsupportedError("it reduces over the batch axis")
-    if not keepdims:
-        g, y = t.Unsqueeze(g, counted), t.Unsqueeze(y, counted)
+    g, y = (kept(t, z, counted, keepdims) for z in (g, y))
     slopes = {
         "ReduceL1": lambda: t.Sign(x),
         "ReduceL2": lambda: t.quotient(x, y),

@@ -85,11 +85,11 @@ def reduce_extreme(
     noop_with_empty_axes: int = 0,
 ) -> Tensor:
     """winner takes all: the first maximum, or minimum, over the axes, row-major."""
-    reduced = _axes(t, x, axes, noop_with_empty_axes)
+    reduced = reduced_axes(t, x, axes, noop_with_empty_axes)
     if not reduced:
         return r
     winning = "ArgMax" if t.step.op == "ReduceMax" else "ArgMin"
-    return _to_first(t, winning, _kept(t, r, reduced, keepdims), x, reduced)
+    return _to_first(t, winning, kept(t, r, reduced, keepdims), x, reduced)
 
 
 @gradient("AveragePool")
@@ -164,11 +164,11 @@ def reduce_mean(
     noop_with_empty_axes: int = 0,
 ) -> Tensor:
     """rule for means: the sum over the axes, by contribution or evenly."""
-    reduced = _axes(t, x, axes, noop_with_empty_axes)
+    reduced = reduced_axes(t, x, axes, noop_with_empty_axes)
     if not reduced:
         return r
     y = t.result(y, lambda: t.ReduceSum(x, reduced, keepdims=keepdims))
-    arrived, y = (_kept(t, z, reduced, keepdims) for z in (r, y))
+    arrived, y = (kept(t, z, reduced, keepdims) for z in (r, y))
     handed = _mean(t, arrived, y, x, reduced, summed=t.step.op == "ReduceSum")
     return t.still_picked(r, handed) if 1 - t.rank(x) not in reduced else handed
 
@@ -221,7 +221,7 @@ def _above_padding(t: Tape, a: Tensor, x: Tensor) -> Tensor:
     return t.shaped(t.Clip(a, float(np.finfo(np.float16 if half else np.float32).min)), a)
 
 
-def _axes(t: Tape, x: Tensor, axes: Tensor | None, none_is_none: int) -> list[int]:
+def reduced_axes(t: Tape, x: Tensor, axes: Tensor | None, none_is_none: int) -> list[int]:
     """The reduced axes, counted from the end; all if none are named, which the batch forbids."""
     rank = t.rank(x)
     named = t.integers(axes, "axes") or ([] if none_is_none else [*range(rank)])
@@ -231,5 +231,6 @@ def _axes(t: Tape, x: Tensor, axes: Tensor | None, none_is_none: int) -> list[in
     return counted
 
 
-def _kept(t: Tape, y: Tensor, axes: Sequence[int], keepdims: int) -> Tensor:
+def kept(t: Tape, y: Tensor, axes: Sequence[int], keepdims: int) -> Tensor:
+    """What belongs to a reduction's output, with the reduced axes in it as 1."""
     return y if keepdims else t.Unsqueeze(y, [*axes])
