@@ -121,18 +121,30 @@ def _narrow_views(
     types = dict(constants.types)
     for value in (*graph.value_info, *graph.input, *graph.output):
         types.setdefault(value.name, value.type.tensor_type.elem_type)
-    made = {y: node.op_type for node in graph.node for y in node.output if y}
+    made = {y: node for node in graph.node for y in node.output if y}
     named = {name: types.get(name, 0) for name in (*types, *made)}
+    again = {
+        y
+        for y, node in made.items()
+        if node.op_type in _WRITTEN_AGAIN and y not in fixed and not _rounds(node, types)
+    }
     return {
         name: View(
             name,
             _NARROW.get(kind, "float32"),
             constant=name in constants.types,
-            again=made.get(name) in _WRITTEN_AGAIN and name not in fixed,
+            again=name in again,
         )
         for name, kind in named.items()
         if kind in (0, *_NARROW)
     }
+
+
+def _rounds(node: onnx.NodeProto, types: Mapping[str, int]) -> bool:
+    """Does a Cast make halves of wider numbers? What reads them must not see the latter."""
+    to = next((a.i for a in node.attribute if a.name == "to"), 0)
+    halves = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
+    return node.op_type == "Cast" and to in halves and types.get(node.input[0], 0) != to
 
 
 def _made_of_constants(graph: onnx.GraphProto, constants: _Constants) -> set[str]:
