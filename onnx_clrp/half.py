@@ -1,7 +1,7 @@
 """A float32 model in float16: its own forward pass for half the memory, on the units for that.
 
-ONNX Runtime's own converter does it. Inputs and outputs stay float32, and so does relevance, of
-which most values lie below what float16 can hold.
+ONNX Runtime's own converter does it. Inputs and outputs stay float32, and so do norms that are
+written out, and relevance, of which most values lie below what float16 can hold.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from onnx_clrp.errors import ClrpError, ModelError
 from onnx_clrp.external import references
 from onnx_clrp.model import first_line, fits, load, self_contained
 from onnx_clrp.modernise import modernise
+from onnx_clrp.wide import wide_nodes, without_rounding
 
 NOTE = "the model itself runs in float16, relevance is calculated in float32"
 
@@ -39,13 +40,26 @@ def halved(model: onnx.ModelProto) -> onnx.ModelProto:
         raise ModelError("half: the model has no float32 weights, or has half-precision ones")
     _refuse_large(made)
     try:
-        made = _converter()(made, keep_io_types=True)
-        made = load(made)  # which sorts its nodes: the converter appends
+        made = load(_converted(made))  # which sorts its nodes: the converter appends
         checker.check_model(made, full_check=True)
     except ClrpError:
         raise
     except Exception as error:  # whatever the converter stumbles over
         raise ModelError(f"half: it cannot be brought to float16: {first_line(error)}") from error
+    return made
+
+
+def _converted(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model in float16 where it can be; it is written over."""
+    convert = _converter()
+    # The converter goes by names, which nodes need not have.
+    names = {f"wide {i}": (node, node.name) for i, node in enumerate(wide_nodes(model.graph))}
+    for name, (node, _) in names.items():
+        node.name = name
+    made: onnx.ModelProto = convert(model, keep_io_types=True, node_block_list=[*names])
+    without_rounding(made.graph)
+    for node in made.graph.node:
+        node.name = names[node.name][1] if node.name in names else node.name
     return made
 
 

@@ -74,7 +74,7 @@ def _in_order(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model with each node behind those that it reads, which some converters forget."""
     makers = {y: i for i, node in enumerate(model.graph.node) for y in node.output if y}
     before = {
-        i: {makers[x] for x in _all_inputs(node) if x in makers}
+        i: {makers[x] for x in all_inputs(node) if x in makers}
         for i, node in enumerate(model.graph.node)
     }
     if all(j < i for i, others in before.items() for j in others):
@@ -90,7 +90,7 @@ def _in_order(model: onnx.ModelProto) -> onnx.ModelProto:
     return sorted_model
 
 
-def _all_inputs(node: onnx.NodeProto) -> Iterator[str]:
+def all_inputs(node: onnx.NodeProto) -> Iterator[str]:
     """What a node reads, also from within the graphs inside it."""
     waiting = [node]
     while waiting:
@@ -105,7 +105,7 @@ def part_for(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
     for node in reversed(model.graph.node):
         if needed.intersection(node.output):
             nodes.append(node)
-            needed.update(_all_inputs(node))
+            needed.update(all_inputs(node))
     part = with_initializers(model, (t for t in model.graph.initializer if t.name in needed))
     graph = part.graph
     for field, kept in (
