@@ -23,6 +23,7 @@ from onnx_clrp.layers import find_tensor
 from onnx_clrp.maps import relevance_maps
 from onnx_clrp.methods import METHODS, Method, method_of
 from onnx_clrp.model import PREFIX, fingerprint, load, self_contained
+from onnx_clrp.overflow import watched
 from onnx_clrp.program import InputRange, Program, Reading, read_program
 from onnx_clrp.seeds import Seeds, scores_of
 from onnx_clrp.tape import Tape, Tensor
@@ -170,7 +171,7 @@ def convert(
     wanted = parse_target(target, program.classes)
     if half:
         program.notes.append(NOTE)
-    explainer = write(program, plan, wanted, signed=signed, parts=parts)
+    explainer = write(program, plan, wanted, signed=signed, parts=parts, half=half)
     _describe(explainer, {**_chosen(choices, plan, signed), **_known(program)})
     _describe(explainer, {"source_sha256": fingerprint(proto)})
     if half:
@@ -239,8 +240,12 @@ def write(
     *,
     signed: bool = False,
     parts: bool = False,
+    half: bool = False,
 ) -> onnx.ModelProto:
-    """Append the walk to the model; `target` is a list of classes, the k of `top:k`, or None."""
+    """Append the walk to the model; `target` is a list of classes, the k of `top:k`, or None.
+
+    With `half` it runs in float16, and an output is added that tells whether it overflowed.
+    """
     t = Tape(program.model.names(), program.facts)
     scores = scores_of(t, program)
     targets = _targets(t, target, scores)
@@ -283,8 +288,28 @@ def write(
     names["input"] = program.input.name
     if not targets.inputs:
         names["target"] = targets.name
+    looked_at = watched(finished, names["logits"]) if half else []
+    if looked_at:
+        finished = append(finished, t, {"relevance_overflow": _means(t, program, looked_at)})
+        value = finished.graph.output[-1]
+        value.CopyFrom(
+            onnx.helper.make_tensor_value_info(value.name, TensorProto.FLOAT, [len(looked_at)])
+        )
+        names["overflow"] = value.name
     _describe(finished, {"names": json.dumps(names)})
     return finished
+
+
+def _means(t: Tape, program: Program, names: Sequence[str]) -> Tensor:
+    """The mean of each of the model's tensors, which is finite if all of its values are.
+
+    It is taken in float32, since a device may add float16 up in float16.
+    """
+    tensors = program.model.graph.tensors()
+    # As rules read them: a further reader might round what the forward pass does not.
+    return t.Concat(
+        *(t.Unsqueeze(t.ReduceMean(tensors[name], keepdims=0), [0]) for name in names), axis=0
+    )
 
 
 def _output(name: str) -> str:
@@ -341,16 +366,21 @@ def _by_sample(
 
 
 def append(proto: onnx.ModelProto, t: Tape, outputs: Mapping[str, Tensor]) -> onnx.ModelProto:
-    """Append to the model what the tape wrote for these outputs, and the outputs by their names."""
+    """Append to the model what the tape wrote for these outputs, and the outputs by their names.
+
+    What was appended before is not appended again.
+    """
     named = [t.named(tensor, name) for name, tensor in outputs.items()]
     wanted = {tensor.name for tensor in named}
+    there = {y for node in proto.graph.node for y in node.output}
+    there.update(tensor.name for tensor in proto.graph.initializer)
     live = []
     for node in reversed(t.nodes):
-        if any(y.name in wanted for y in node.outputs):
+        if any(y.name in wanted and y.name not in there for y in node.outputs):
             live.append(node)
             wanted.update(x.name for x in node.inputs)
     proto.graph.node.extend(OnnxExporter.export_node(node) for node in reversed(live))
-    constants = [c for c in t.constants if c.name in wanted]
+    constants = [c for c in t.constants if c.name in wanted and c.name not in there]
     proto.graph.initializer.extend(OnnxExporter.export_tensor_proto(c) for c in constants)
     proto.graph.output.extend(
         onnx.helper.make_tensor_value_info(y.name, TensorProto.FLOAT, None) for y in named

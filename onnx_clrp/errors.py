@@ -18,6 +18,10 @@ class MemoryShortageError(ModelError):
     """The device has not the memory that a run takes."""
 
 
+class HalfOverflowError(ModelError):
+    """Float16 does not reach far enough for what the model makes of these inputs."""
+
+
 class UnsupportedError(ModelError):
     """Nodes between input and logits cannot hand relevance on.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from textwrap import shorten
@@ -99,9 +99,9 @@ def all_inputs(node: onnx.NodeProto) -> Iterator[str]:
         waiting.extend(n for a in inner.attribute for n in a.g.node)
 
 
-def part_for(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
-    """The part of a model that makes one of its outputs, which is then the only one."""
-    needed, nodes = {output}, []
+def part_for(model: onnx.ModelProto, outputs: Collection[str]) -> onnx.ModelProto:
+    """The part of a model that makes some of its outputs, which then are the only ones."""
+    needed, nodes = {*outputs}, []
     for node in reversed(model.graph.node):
         if needed.intersection(node.output):
             nodes.append(node)
@@ -111,7 +111,7 @@ def part_for(model: onnx.ModelProto, output: str) -> onnx.ModelProto:
     for field, kept in (
         (graph.node, nodes[::-1]),
         (graph.input, [x for x in graph.input if x.name in needed]),
-        (graph.output, [x for x in graph.output if x.name == output]),
+        (graph.output, [x for x in graph.output if x.name in outputs]),
     ):
         copies = [type(x).FromString(x.SerializeToString()) for x in kept]
         del field[:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any, TypeVar, Unpack
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from onnx_clrp.batches import MOST, Batches
 from onnx_clrp.binding import Bound
 from onnx_clrp.compiler import Options, convert, parse_target
-from onnx_clrp.errors import MemoryShortageError, ModelError, UsageError
+from onnx_clrp.errors import HalfOverflowError, MemoryShortageError, ModelError, UsageError
 from onnx_clrp.image import Preprocessing
 from onnx_clrp.inputs import (
     as_array,
@@ -207,6 +207,7 @@ class Explainer:
         Raises:
             UsageError: the batch has not the form or the range of the model's input, a target is
                 out of range, or a feed is missing or of no use.
+            HalfOverflowError: the model runs in float16, which does not reach far enough.
         """
         samples = self._samples(batch)
         others = self._fed(samples, feeds)
@@ -276,8 +277,10 @@ class Explainer:
 
     def _scored(self, feeds: Mapping[str, NDArray[Any]]) -> Floats:
         taken = {x.name: feeds[x.name] for x in self._scoring.get_inputs()}
-        (scores,) = run(self._scoring, [self._names["logits"]], taken)
+        values = run(self._scoring, self._telling, taken)
+        scores: Floats = values[0]
         self._refuse_other_rows(len(scores), len(feeds[self._source.name]))
+        self._refuse_overflow(values)
         return scores
 
     @cached_property
@@ -290,7 +293,7 @@ class Explainer:
         proto = self._made()
         if metadata(proto) != self._metadata:
             raise ModelError("the file of the model is not the one any more that was loaded")
-        return open_session(part_for(proto, self._names["logits"]), self.device).session
+        return open_session(part_for(proto, self._telling), self.device).session
 
     def _fed(
         self, samples: NDArray[Any], feeds: Mapping[str, ArrayLike] | None
@@ -363,9 +366,13 @@ class Explainer:
             if rows != samples:
                 raise ModelError(_NO_BATCH.format(layer, samples, rows))
         self._refuse_other_rows(len(found["logits"]), samples)
-        if self._half and not all(np.isfinite(found[x]).all() for x in ("logits", "relevance")):
-            raise ModelError("float16 is not wide enough for the model: explain it without half")
+        self._refuse_overflow(values)
         return found
+
+    @property
+    def _telling(self) -> list[str]:
+        """The outputs of the model alone: the scores, and what tells whether they overflowed."""
+        return [self._names[name] for name in ("logits", "overflow") if name in self._names]
 
     @property
     def _results(self) -> list[str]:
@@ -384,6 +391,13 @@ class Explainer:
             raise ModelError(
                 f"for {samples} samples the model gives {rows} rows of logits:"
                 f" the first axis of {self._source.name!r} is no batch axis"
+            )
+
+    def _refuse_overflow(self, values: Sequence[NDArray[Any]]) -> None:
+        """Outputs of a float16 forward pass that was not wide enough, each and every one."""
+        if self._half and not all(np.isfinite(value).all() for value in values):
+            raise HalfOverflowError(
+                "float16 is not wide enough for the model: explain it without half"
             )
 
     def _result(self, outputs: dict[str, NDArray[Any]]) -> Result:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from onnx.reference import ReferenceEvaluator
 from test_quantised import distance
 
 from onnx_clrp import Explainer, convert, runtime
+from onnx_clrp.errors import HalfOverflowError
+from onnx_clrp.model import metadata, part_for
 
 Array = np.ndarray[Any, Any]
 
@@ -34,6 +37,15 @@ NORMS = {
     "sum of magnitudes": "l = Mul(h, many) a = Abs(l) s = ReduceSum(a, axes) y = Div(h, s)",
 }
 """Ways to write a norm of which float16 could not hold the squares, or the sum."""
+
+SWALLOWED = {
+    "relu": "b = MatMul(big, falling) r = Relu(b) k = Relu(h) y = Add(k, r)",
+    "divisor": "a = Abs(big) d = Add(a, two) y = Div(h, d)",
+    "reciprocal": "a = Abs(big) d = Add(a, two) r = Reciprocal(d) y = Mul(h, r)",
+    "gate": "b = MatMul(big, small) g = Sigmoid(b) y = Mul(h, g)",
+    "clip": "b = MatMul(big, small) k = Clip(b, zero, one) y = Add(h, k)",
+}
+"""Ways to make something finite of an infinity, other than squares."""
 
 
 def classifier(body: str) -> onnx.ModelProto:
@@ -150,3 +162,75 @@ def test_nodes_have_their_names_back() -> None:
     names = [node.name for node in made.graph.node if node.op_type in ("Mul", "Sqrt")]
     ours = [name for name in names if not name.startswith("relevance")]
     assert sorted(ours) == ["", "", "the square"]
+
+
+@pytest.mark.usefixtures("in_float16")
+@pytest.mark.parametrize("form", SWALLOWED)
+def test_an_infinity_that_comes_to_nothing_is_told_of(form: str) -> None:
+    made = explainer(SWALLOWED[form], half=True)
+    made.explain(samples(), 0)
+    made.logits(samples())
+    with pytest.raises(HalfOverflowError, match="without half") as caught:
+        made.explain(samples(40), 0)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(HalfOverflowError, match="without half"):
+        made.logits(samples(40))
+
+
+@pytest.mark.usefixtures("in_float16")
+@pytest.mark.parametrize("form", ["g = Sigmoid(big)", "g = Clip(big, zero, one)"])
+def test_an_infinity_that_is_as_good_as_any_large_number_does_no_harm(form: str) -> None:
+    body, x = f"{form} y = Mul(h, g)", samples(40)
+    wanted, found = (explainer(body, half=half).explain(x, 0) for half in (False, True))
+    assert distance(found.relevance, wanted.relevance) < 1e-2
+
+
+def test_where_the_logits_tell_nothing_else_is_looked_at() -> None:
+    made = convert(classifier("y = Mul(h, h)"), input_range=(-1, 1), half=True)
+    assert "overflow" not in json.loads(metadata(made)["onnx_clrp.names"])
+    assert [y.name for y in made.graph.output] == ["logits", "relevance", "relevance_target"]
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_the_output_is_there_with_half_alone(half: bool) -> None:
+    made = convert(classifier(SWALLOWED["relu"]), input_range=(-1, 1), half=half)
+    names = json.loads(metadata(made)["onnx_clrp.names"])
+    assert ("overflow" in names) == half
+    if half:
+        part = part_for(made, [names["logits"], names["overflow"]])
+        assert len(part.graph.node) < len(made.graph.node) / 2
+
+
+@pytest.mark.parametrize("output", ["logits", "relevance", "concept", "dual", "at"])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_every_output_is_looked_at(
+    output: str, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"method": "clrp1", "parts": True, "at": ["k"]}
+    made = explainer("k = Relu(h) y = Mul(k, two)", half=True, **options)
+    names = json.loads(metadata(made._made())["onnx_clrp.names"])
+    keys = {"concept": "relevance_concept", "dual": "relevance_dual", "at": "relevance_at_0"}
+    broken(monkeypatch, names[keys.get(output, output)], value)
+    with pytest.raises(HalfOverflowError, match="without half"):
+        made.explain(samples(), 0)
+
+
+def test_the_scores_alone_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = explainer("y = Relu(h)", half=True)
+    made.logits(samples())
+    broken(monkeypatch, "logits", np.inf)
+    with pytest.raises(HalfOverflowError, match="without half"):
+        made.logits(samples())
+    explainer("y = Relu(h)").logits(samples())
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, name: str, value: float) -> None:
+    """One number of an output is something else."""
+    really = runtime.run
+
+    def run_on(session: Any, names: Sequence[str], feeds: Mapping[str, Any]) -> list[Any]:
+        values = really(session, names, feeds)
+        values[list(names).index(name)].flat[0] = value
+        return values
+
+    monkeypatch.setattr(runtime, "run", run_on)
