@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from cli_support import run
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
+from PIL import Image
 from test_quantised import distance
 
 from onnx_clrp import Explainer, convert, runtime
@@ -234,3 +237,59 @@ def broken(monkeypatch: pytest.MonkeyPatch, name: str, value: float) -> None:
         return values
 
     monkeypatch.setattr(runtime, "run", run_on)
+
+
+# -- the command line --------------------------------------------------------------------------
+
+PICTURES = {"a": 40, "b": 250, "c": 42}
+"""How bright each is: what is bright overflows."""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Pictures, and a model for them whose float16 cannot hold the bright one."""
+    inside = tmp_path / "pictures"
+    inside.mkdir()
+    for name, grey in PICTURES.items():
+        Image.new("RGB", (4, 4), (grey, grey, grey)).save(inside / f"{name}.png")
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 18]>
+        g (float[N, 3, 4, 4] x) => (float[N, 2] logits)
+        <float[2, 48] w, float scale = {1500.0}> {
+            s = Mul(x, scale) r = Relu(s) f = Flatten(r) logits = Gemm<transB=1>(f, w)
+        }"""
+    )
+    weights = np.random.default_rng(1).uniform(0.002, 0.004, (2, 48)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(weights, "w"))
+    onnx.save(model, tmp_path / "model.onnx")
+    return tmp_path
+
+
+@pytest.mark.usefixtures("in_float16")
+@pytest.mark.parametrize("methods", [["lrp"], ["lrp", "gradient"]])
+def test_a_picture_that_overflows_fails_alone(folder: Path, methods: list[str]) -> None:
+    words = [word for method in methods for word in ("--method", method)]
+    model, maps = folder / "model.onnx", folder / "maps"
+    options = ["--preset", "raw", "--half", "--json"]
+    done = run("explain", model, folder / "pictures", "-o", maps, *options, *words)
+    assert done.status == 1, done.err
+    told = json.loads(done.out)
+    explained = [(Path(row["image"]).stem, row["method"]) for row in told["explanations"]]
+    assert explained == [(name, method) for method in methods for name in ("a", "c")]
+    bright = repr(str(folder / "pictures" / "b.png"))
+    assert len(told["errors"]) == len(methods)
+    for error in told["errors"]:
+        assert error.startswith(f"image {bright}: float16 is not wide enough")
+        assert f"onnx-clrp: {error}" in done.err.splitlines()
+    assert len(list(maps.iterdir())) == 2 * len(methods)
+
+
+@pytest.mark.usefixtures("in_float16")
+def test_a_comparison_leaves_out_a_picture_that_overflows(folder: Path) -> None:
+    made, out = folder / "explainer.onnx", folder / "out.png"
+    words = ["--preset", "raw", "--half", "--method", "lrp", "--target", "0"]
+    assert run("convert", folder / "model.onnx", made, *words).status == 0
+    done = run("compare", made, folder / "pictures", "-o", out)
+    assert done.status == 1
+    assert "b.png': float16 is not wide enough" in done.err
+    assert out.exists()

@@ -13,7 +13,7 @@ from onnx_clrp.cli.headings import Headed
 from onnx_clrp.cli.job import Job, against, job_of
 from onnx_clrp.cli.output import notice, progress
 from onnx_clrp.cli.pictures import files
-from onnx_clrp.errors import ImageError, UsageError
+from onnx_clrp.errors import HalfOverflowError, ImageError, UsageError
 
 if TYPE_CHECKING:
     from onnx_clrp.figures import Row
@@ -101,7 +101,7 @@ def _row(job: Job, path: Path, i: int, total: int) -> Row:
     """All maps of one image.
 
     Raises:
-        ImageError: it cannot be read, or a map is not finite.
+        ImageError: it cannot be read, a map is not finite, or it is too much for float16.
     """
     import numpy as np
 
@@ -110,7 +110,10 @@ def _row(job: Job, path: Path, i: int, total: int) -> Row:
 
     picture = job.preprocessing.picture(path)
     batch, fed = job.preprocessing.batch([picture]), job.fed([i], total)
-    results = [explainer.explain(batch, job.targets, fed) for explainer in job.explainers]
+    try:
+        results = [explainer.explain(batch, job.targets, fed) for explainer in job.explainers]
+    except HalfOverflowError as error:
+        raise ImageError(f"image {str(path)!r}: {error}") from error
     if not all(np.isfinite(result.relevance).all() for result in results):
         raise ImageError(f"image {str(path)!r}: the model gives no finite relevance")
     maps = [result.heatmap()[0] for result in results]

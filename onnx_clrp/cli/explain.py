@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
@@ -17,15 +17,16 @@ from onnx_clrp.cli import options as common
 from onnx_clrp.cli.headings import Headed
 from onnx_clrp.cli.job import Job, job_of
 from onnx_clrp.cli.neurons import refuse_crowd
-from onnx_clrp.cli.outcome import Image, Outcome, Row, Wanted, outcome_of
+from onnx_clrp.cli.outcome import Image, Outcome, Row, Wanted, failure_of, outcome_of
 from onnx_clrp.cli.output import notice, print_json, print_table, progress
 from onnx_clrp.cli.pictures import files, unique
 from onnx_clrp.cli.pipeline import Work, ahead, in_turn, processes, threads
-from onnx_clrp.errors import ClrpError, ImageError
+from onnx_clrp.errors import ClrpError, HalfOverflowError, ImageError
 from onnx_clrp.files import safe_name
 
 if TYPE_CHECKING:
     from onnx_clrp.image import Picture
+    from onnx_clrp.runtime import Explainer
 
 AT_ONCE = 8
 """Images that are explained together."""
@@ -138,8 +139,6 @@ def _outcomes(
     decoded: Iterator[tuple[Path, Future[Picture]]],
 ) -> Iterator[Outcome]:
     """What comes of all images, in the order in which it is told; nothing is drawn yet."""
-    import numpy as np
-
     names = unique([safe_name(path.stem) for path in paths])
     for start in range(0, len(paths), AT_ONCE):
         images = {}
@@ -150,14 +149,30 @@ def _outcomes(
                 yield Outcome(share=1, error=str(error))
         if not images:
             continue
-        batch = job.preprocessing.batch(image.picture for image in images.values())
-        fed = job.fed([*images], len(paths))
         for explainer in job.explainers:
-            result = explainer.explain(batch, job.targets, fed)
-            with np.errstate(invalid="ignore"):  # what is not finite is reported
-                maps = result.heatmap()
-            for n, image in enumerate(images.values()):
-                yield outcome_of(job, wanted, explainer, image, result, n, maps[n])
+            yield from _explained(job, wanted, explainer, images, len(paths))
+
+
+def _explained(
+    job: Job, wanted: Wanted, explainer: Explainer, images: Mapping[int, Image], total: int
+) -> Iterator[Outcome]:
+    """What comes of images, by their places among all: together, or one by one if one overflows."""
+    import numpy as np
+
+    batch = job.preprocessing.batch(image.picture for image in images.values())
+    try:
+        result = explainer.explain(batch, job.targets, job.fed([*images], total))
+    except HalfOverflowError as error:
+        if len(images) == 1:
+            yield from (failure_of(job, image, error) for image in images.values())
+            return
+        for i, image in images.items():
+            yield from _explained(job, wanted, explainer, {i: image}, total)
+        return
+    with np.errstate(invalid="ignore"):  # what is not finite is reported
+        maps = result.heatmap()
+    for n, image in enumerate(images.values()):
+        yield outcome_of(job, wanted, explainer, image, result, n, maps[n])
 
 
 def _print(rows: Sequence[Row], job: Job) -> None:

@@ -87,10 +87,8 @@ def outcome_of(
     maps: NDArray[Any],
 ) -> Outcome:
     """What comes of an image that is sample n of a result, and whose heatmaps are given."""
-    share = 1 / len(job.explainers)
     if not _is_finite(result.relevance[n]):
-        reason = f"image {str(image.path)!r}: the model gives no finite relevance"
-        return Outcome(share, error=reason)
+        return failure_of(job, image, "the model gives no finite relevance")
     targets = result.target[n].tolist()
     panels = _panels(job, result, n, maps)
     drawing = _drawing(job, wanted, explainer, image, panels, targets, _numbers(result, n, maps))
@@ -114,7 +112,12 @@ def outcome_of(
         for panel in panels
         if panel.note
     ]
-    return Outcome(share, None, remarks, rows, drawing)
+    return Outcome(1 / len(job.explainers), None, remarks, rows, drawing)
+
+
+def failure_of(job: Job, image: Image, reason: object) -> Outcome:
+    """That nothing comes of an image by one of the methods, and why."""
+    return Outcome(1 / len(job.explainers), error=f"image {str(image.path)!r}: {reason}")
 
 
 def _is_finite(relevance: NDArray[Any]) -> bool:
