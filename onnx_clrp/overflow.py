@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import onnx
@@ -173,7 +174,7 @@ def _is_standard(node: onnx.NodeProto) -> bool:
     return node.domain in ("", "ai.onnx")
 
 
-def _attributes(node: onnx.NodeProto) -> Iterator[tuple[str, object]]:
+def _attributes(node: onnx.NodeProto) -> Iterator[tuple[str, Any]]:
     return ((a.name, helper.get_attribute_value(a)) for a in node.attribute)
 
 
@@ -185,5 +186,5 @@ def _makes_integers(node: onnx.NodeProto) -> bool:
 def _passes_by(node: onnx.NodeProto) -> bool:
     """May there be values that no window covers?"""
     given = dict(_attributes(node))
-    steps = [*(given.get("strides") or ()), *(given.get("dilations") or ())]  # type: ignore[misc]
+    steps = [*(given.get("strides") or ()), *(given.get("dilations") or ())]
     return any(step != 1 for step in steps)

@@ -19,6 +19,7 @@ from test_quantised import distance
 from onnx_clrp import Explainer, convert, runtime
 from onnx_clrp.errors import HalfOverflowError
 from onnx_clrp.model import metadata, part_for
+from onnx_clrp.sessions import Opened
 
 Array = np.ndarray[Any, Any]
 
@@ -92,10 +93,10 @@ def in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
     models: dict[int, onnx.ModelProto] = {}
     really = runtime.open_session
 
-    def opened(proto: onnx.ModelProto, *args: Any, **options: Any) -> tuple[Any, str]:
-        session, device = really(proto, *args, **options)
-        models[id(session)] = proto
-        return session, device
+    def opened(proto: onnx.ModelProto, *args: Any, **options: Any) -> Opened:
+        made = really(proto, *args, **options)
+        models[id(made.session)] = proto
+        return made
 
     def evaluated(session: Any, names: Sequence[str], feeds: Mapping[str, Any]) -> list[Any]:
         with np.errstate(all="ignore"):

@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from benchmark.networks import build, to_onnx
 from benchmark.placed import placed
 from benchmark.settings import Settings
-from benchmark.speed import OVERFLOW
 from benchmark.timing import Work, in_turn, tf32
-from onnx_clrp import Explainer, ModelError, convert
+from onnx_clrp import Explainer, convert
 from onnx_clrp.binding import Bound
-from onnx_clrp.errors import MemoryShortageError
+from onnx_clrp.errors import HalfOverflowError, MemoryShortageError
 from onnx_clrp.sessions import limit_threads, open_session
 
 METHODS = ("lrp", "clrp1", "clrp2")
@@ -112,9 +111,7 @@ def _precision(subject: Subject, settings: Settings) -> Row:
     try:
         explainers["half"] = Explainer(model, device=settings.device, signed=True, half=True)
         explainers["half"].explain(subject.pictures, subject.targets)
-    except ModelError as error:
-        if OVERFLOW not in str(error):
-            raise
+    except HalfOverflowError as error:
         return {"overflow": str(error)}  # as a network of random weights may
     if settings.device == "cuda":
         with tf32():
