@@ -36,9 +36,9 @@ def runs(batches: Batches, device: Device, samples: int) -> list[int]:
 def test_batches_double_while_there_are_samples() -> None:
     device, batches = Device(room=1000), Batches()
     assert runs(batches, device, 150) == [*range(150)]
-    assert device.tried == [8, 16, 32, 64, 30]
+    assert device.tried == [8, 16, 32, 32, 32, 30]
     assert runs(batches, device, 70) == [*range(70)]
-    assert device.tried[5:] == [64, 6]
+    assert device.tried[6:] == [32, 32, 6]
     assert max(device.tried) == MOST
 
 
@@ -135,8 +135,10 @@ def test_an_explainer_makes_do_with_a_small_device() -> None:
 def test_an_explainer_counts_the_maps_of_each_sample() -> None:
     explainer = Explainer(network("residual"), device="cpu", input_range=RANGE)
     session = on_a_device(explainer, room=100)
+    explainer.explain(pictures(30), [0, 1])
+    assert session.tried == [8, 16, 6]
     explainer.explain(pictures(40), [0, 1, 2, 3])
-    assert session.tried == [8, 16, 16]
+    assert session.tried[3:] == [8, 8, 8, 8, 8]
 
 
 def test_a_fixed_batch_is_never_halved() -> None:
