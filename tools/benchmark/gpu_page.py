@@ -172,8 +172,9 @@ devices.
 
 ‖a − b‖ / ‖b‖ of relevance R and of the signed contrast: this device against the CPU, and against
 PyTorch in float64 on the modules (`tests/reference`), which takes the winners of max pools from the
-device's run. R may be {r:.0e} off, the contrast {contrast:.0e}. A map from a replayed CUDA graph is
-{graph} from one without.
+device's run. R may be {r:.0e} off, the contrast {contrast:.0e}. Where two values in a window are as
+good as equal, device and CPU may see different winners, and then their R differs by more. A map
+from a replayed CUDA graph is {graph} from one without.
 
 {parity}
 
@@ -187,7 +188,8 @@ PyTorch already there. The networks have random weights and explain one class by
 
 ## Maps per second
 
-The paper names {k80} s for a map of VGG16, on one K80. {limit}
+The paper names {k80} s for a map of VGG16, on one K80.
+{limit}
 
 {throughput}
 
@@ -222,13 +224,17 @@ def page(results: Results) -> str:
 
 
 def _told(results: Results) -> Iterator[str]:
-    """What the device or float16 has no room for, which is no fault."""
+    """What the device or float16 has no room for, and what others fail at: no fault of ours."""
     for row in part(results, "throughput"):
         if "shortage" in row:
             yield f"{row['model']}, throughput at batch {row['batch']}: {row['shortage']}"
     for row in part(results, "precision"):
         if "overflow" in row:
             yield f"{row['model']}, precision: {row['overflow']}"
+    for row in {row["model"]: row for row in part(results, "speed")}.values():
+        for name, told in row.get("agreement", {}).items():
+            if "failed" in told:
+                yield f"{row['model']}, {CONTESTANTS[name]}: fails ({told['failed']})"
 
 
 def _where(results: Results) -> str:
@@ -259,8 +265,8 @@ def _limit(results: Results) -> str:
     told = part(results, "rates")[0]
     return (
         f"The rule needs {FORWARDS} forward passes of {told['forward'] / 1e9:.2f} billion"
-        f" multiply-adds. The device does {told['matmul'] / 1e12:.2f} · 10¹² of them a second in"
-        f" PyTorch's float32 matrix product, {told['conv'] / 1e12:.2f} · 10¹² in a 3×3 convolution"
-        f" (by an algorithm of cuDNN's choice, which may save some): at most {limit:.0f} maps a"
-        " second."
+        f" multiply-adds.\nThe device does {told['matmul'] / 1e12:.2f} · 10¹² of them a second in"
+        f" PyTorch's float32 matrix product,\n{told['conv'] / 1e12:.2f} · 10¹² in a 3×3"
+        " convolution (by an algorithm of cuDNN's choice, which may save some):\nat most"
+        f" {limit:.0f} maps a second."
     )

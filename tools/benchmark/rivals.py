@@ -49,7 +49,6 @@ def agreement(
     model: onnx.ModelProto,
     method: str,
     picture: NDArray[np.float32],
-    device: str = "cpu",
 ) -> dict[str, dict[str, Any]]:
     """How far the package's signed map is from each rival's, or why a rival has none.
 
@@ -58,10 +57,10 @@ def agreement(
     """
     if not rivals:
         return {}
-    x = torch.from_numpy(picture).to(device)
+    x = torch.from_numpy(picture)
     targets = top_classes(net, x, 1)
-    explainer = Explainer(model, device=device, method=method, signed=True)
-    ours = torch.from_numpy(explainer.explain(picture, targets.cpu().numpy()).relevance)
+    explainer = Explainer(model, device="cpu", method=method, signed=True)
+    ours = torch.from_numpy(explainer.explain(picture, targets.numpy()).relevance)
     del explainer
     found: dict[str, dict[str, Any]] = {}
     for name, rival in rivals.items():
@@ -73,8 +72,24 @@ def agreement(
         except Exception as error:  # whatever another library stumbles over in a network
             found[name] = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
         else:
-            found[name] = {"agrees": _off(ours.to(device), exact), "float32": _off(timed, exact)}
+            found[name] = {"agrees": _off(ours, exact), "float32": _off(timed, exact)}
         gc.collect()  # hooks and their modules know each other; large networks need the memory
+    return found
+
+
+def working(
+    rivals: Rivals, net: nn.Module, method: str, picture: NDArray[np.float32]
+) -> dict[str, dict[str, Any]]:
+    """Why a rival has no map of the network where it is, if it has none."""
+    x = torch.from_numpy(picture).to(next(net.parameters()).device)
+    found: dict[str, dict[str, Any]] = {}
+    for name, rival in rivals.items():
+        try:
+            explainer_of(rival, net, method).explain(x, top_classes(net, x, 1))
+        except Exception as error:  # as above
+            found[name] = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
+        else:
+            found[name] = {}
     return found
 
 
