@@ -135,7 +135,7 @@ def convert(
         input: the name of the input to explain, where there are several.
         signed: leave out the final `max(0, ·)` of a contrast.
         parts: add the two maps of a contrast, at the price of a second pass.
-        half: let the model itself run in float16, which GPUs are faster at. Relevance stays
+        half: let the model itself run in float16, which pays on GPUs. Relevance stays
             float32, on the activations that float16 gives.
 
     Returns:

@@ -53,11 +53,11 @@ def _converted(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model in float16 where it can be; it is written over."""
     convert = _converter()
     # The converter goes by names, which nodes need not have.
-    names = {f"wide {i}": (node, node.name) for i, node in enumerate(wide_nodes(model.graph))}
+    names = {f"wide {i}": (node, node.name) for i, node in enumerate(wide_nodes(model))}
     for name, (node, _) in names.items():
         node.name = name
     made: onnx.ModelProto = convert(model, keep_io_types=True, node_block_list=[*names])
-    without_rounding(made.graph)
+    without_rounding(made, names)
     for node in made.graph.node:
         node.name = names[node.name][1] if node.name in names else node.name
     return made
@@ -72,7 +72,19 @@ def _whole_copy(model: onnx.ModelProto) -> onnx.ModelProto:
         made = self_contained(made)
     for node in made.graph.node:
         _with_tensors(node)
+    _without_types_of_weights(made.graph)
     return made
+
+
+def _without_types_of_weights(graph: onnx.GraphProto) -> None:
+    """Leave out types that say of weights what they say themselves.
+
+    The converter would make float16 of the former even where the latter stay float32.
+    """
+    weights = {tensor.name for tensor in graph.initializer}
+    kept = [value for value in graph.value_info if value.name not in weights]
+    del graph.value_info[:]
+    graph.value_info.extend(kept)
 
 
 def _with_tensors(node: onnx.NodeProto) -> None:

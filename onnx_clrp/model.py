@@ -176,6 +176,15 @@ def first_line(error: Exception) -> str:
     return shorten(str(error), 300, placeholder=" …") or type(error).__name__
 
 
+def element_types(model: onnx.ModelProto) -> dict[str, int]:
+    """The types of the elements of all tensors of which they are known."""
+    bare, _ = skeleton(model)
+    graph = onnx.shape_inference.infer_shapes(bare).graph
+    values = (*graph.value_info, *graph.input, *graph.output)
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    return kinds | {value.name: value.type.tensor_type.elem_type for value in values}
+
+
 def skeleton(
     model: onnx.ModelProto, limit: int = 64
 ) -> tuple[onnx.ModelProto, dict[str, onnx.TensorProto]]:

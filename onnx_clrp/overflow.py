@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, shape_inference
+from onnx import TensorProto, helper
 
 from onnx_clrp.external import array_of
-from onnx_clrp.model import all_inputs, skeleton
+from onnx_clrp.model import all_inputs, element_types
 
 _SEVERING = frozenset({"Shape", "Size"})
 
@@ -48,6 +48,10 @@ _LIMITED = frozenset(
 That may be an infinity again. Softmax makes 0 of -inf, as masks are made, and NaN of inf.
 """
 
+_MODEST = _LIMITED - {"Selu", "Exp"} | {"Log", "ConstantOfShape"}
+"""Operators that make no infinity of finite numbers which float32 would not hold either, such as a
+mask or padding of -inf, or the logarithm of 0."""
+
 _INFECTED = frozenset(
     {
         *_MOVING,
@@ -60,7 +64,7 @@ _INFECTED = frozenset(
 """Operators of which some output is not finite where any value of their input is not.
 
 Of products this needs that inf times 0 is NaN. Of a quotient it holds for the dividend, of a power
-for the base under a positive exponent, of a convolution without strides, which may pass values by.
+for the base under a positive exponent, of windows and pads where they pass no value by.
 """
 
 
@@ -86,14 +90,18 @@ class Watch:
 
     def __init__(self, explainer: onnx.ModelProto, logits: str) -> None:
         graph = explainer.graph
-        self._kinds = _kinds(explainer)
+        self._kinds = element_types(explainer)
         self._values = {t.name: t for t in graph.initializer}
         self._readers: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
-        varying = {x.name for x in graph.input}
+        self._varying = {x.name for x in graph.input}
+        sized = {*self._varying}  # and what depends on its size alone, as a number of pixels does
         for node in graph.node:
             self._follow(node)
-            if any(x in varying for x in all_inputs(node)) and node.op_type not in _SEVERING:
-                varying.update(node.output)
+            made = [y for y in node.output if y]
+            if any(x in self._varying for x in all_inputs(node)) and node.op_type not in _SEVERING:
+                self._varying.update(made)
+            if any(x in sized for x in all_inputs(node)):
+                sized.update(made)
             for x in dict.fromkeys(all_inputs(node)):
                 self._readers[x].append(node)
         self._harmful = {y.name for y in graph.output}
@@ -102,8 +110,8 @@ class Watch:
         for node in reversed(graph.node):
             forward = not needed.isdisjoint(node.output)
             needed.update(all_inputs(node) if forward else ())
-            for y in node.output:
-                self._look_at(y, watch=forward and y in varying and not self._is_bounded(node))
+            for y in filter(None, node.output):
+                self._look_at(y, watch=forward and y in sized and self._overflows(node))
         self.names.reverse()
 
     def _look_at(self, y: str, *, watch: bool) -> None:
@@ -117,6 +125,17 @@ class Watch:
         if watch and unnoticed and self._kinds.get(y) == TensorProto.FLOAT16:
             self._telling.add(y)
             self.names.append(y)
+
+    def _overflows(self, node: onnx.NodeProto) -> bool:
+        """May it make an infinity of finite numbers, and of none that are meant to be infinite?"""
+        if self._is_bounded(node):
+            return False
+        if node.op_type == "Cast":
+            return self._kinds.get(node.input[0]) != TensorProto.FLOAT16
+        masks = [x for x in node.input if x not in self._varying and not self._limits(x)]
+        return not _is_standard(node) or not (
+            node.op_type in _MODEST or (node.op_type in ("Add", "Sub") and masks)
+        )
 
     def _harms(self, node: onnx.NodeProto) -> bool:
         """Does the node make something wrong of an infinity, or one that reads its output?"""
@@ -132,7 +151,7 @@ class Watch:
             return False
         if node.op_type in ("Div", "Pow") and (x in node.input[1:] or not self._grows(node)):
             return False
-        if node.op_type in ("Conv", "ConvTranspose") and _passes_by(node):
+        if self._passes_by(node):
             return False
         made = node.output if node.op_type == "Split" else node.output[:1]
         return self._telling.issuperset(made)
@@ -154,20 +173,23 @@ class Watch:
         exponent = self._values.get(node.input[1])
         return exponent is not None and bool((array_of(exponent) > 0).all())
 
+    def _passes_by(self, node: onnx.NodeProto) -> bool:
+        """May there be values that no window covers, or that are cut off?"""
+        given = dict(_attributes(node))
+        pads = given.get("pads") or [0]
+        if node.op_type == "Pad":
+            pads = array_of(self._values[node.input[1]]) if node.input[1] in self._values else [-1]
+        if node.op_type == "ConvTranspose":
+            return any(pads) or given.get("auto_pad", b"NOTSET") != b"NOTSET"
+        steps = [*(given.get("strides") or ()), *(given.get("dilations") or ())]
+        return any(step != 1 for step in steps) or min(pads) < 0
+
     def _follow(self, node: onnx.NodeProto) -> None:
         """Remember constants that are written as nodes, or cast."""
         if node.op_type == "Constant" and node.attribute[0].HasField("t"):
             self._values[node.output[0]] = node.attribute[0].t
         elif node.op_type == "Cast" and node.input[0] in self._values:
             self._values[node.output[0]] = self._values[node.input[0]]
-
-
-def _kinds(model: onnx.ModelProto) -> dict[str, int]:
-    """The types of all tensors."""
-    bare, _ = skeleton(model)
-    graph = shape_inference.infer_shapes(bare).graph
-    ends = (*graph.input, *graph.output)
-    return {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *ends)}
 
 
 def _is_standard(node: onnx.NodeProto) -> bool:
@@ -181,10 +203,3 @@ def _attributes(node: onnx.NodeProto) -> Iterator[tuple[str, Any]]:
 def _makes_integers(node: onnx.NodeProto) -> bool:
     floats = (TensorProto.FLOAT16, TensorProto.FLOAT, TensorProto.DOUBLE)
     return node.op_type == "Cast" and dict(_attributes(node))["to"] not in floats
-
-
-def _passes_by(node: onnx.NodeProto) -> bool:
-    """May there be values that no window covers?"""
-    given = dict(_attributes(node))
-    steps = [*(given.get("strides") or ()), *(given.get("dilations") or ())]
-    return any(step != 1 for step in steps)

@@ -1,17 +1,18 @@
 """Where a float16 model keeps float32: on the way from squares to what is divided by their root.
 
 Squares leave float16 from 256 on, and then a quotient is 0 whatever the dividend. It is the norms
-that exporters write out: runtimes calculate their own in float32 anyway.
+that exporters write out: runtimes calculate their own in float32 anyway. So does what counts: a
+number of pixels is soon more than float16 can hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from onnx_clrp.model import all_inputs
+from onnx_clrp.model import all_inputs, element_types
 
 _PRODUCTS = frozenset({"Mul", "MatMul", "Gemm", "Einsum"})
 
@@ -36,24 +37,30 @@ _INSIDE = frozenset(
 """Operators that do all of it themselves, in the type of their input."""
 
 
-def wide_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+def wide_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """The nodes that are to stay float32; the graph's nodes are sorted."""
+    graph, kinds = model.graph, element_types(model)
     values = {t.name: t for t in graph.initializer}
     makers = {y: node for node in graph.node for y in node.output if y}
-    varying, large = {x.name for x in graph.input}, set[str]()
+    varying, kept = {x.name for x in graph.input}, set[str]()
+    large = set[str]()
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].HasField("t"):
             values[node.output[0]] = node.attribute[0].t
+        made = [y for y in node.output if y]
         if not varying.isdisjoint(all_inputs(node)):
-            varying.update(node.output)
-            carried = node.op_type in _THROUGH and not large.isdisjoint(node.input)
-            if carried or node.op_type in _SUMS or _starts(node, varying):
-                large.update(node.output)
-    kept, waiting = set[str](), list[str]()
+            varying.update(made)
+        carried = node.op_type in _THROUGH and not large.isdisjoint(node.input)
+        counts = node.op_type == "Cast" and kinds.get(node.input[0]) != TensorProto.FLOAT
+        if carried or counts or node.op_type in _SUMS or _starts(node, varying):
+            large.update(made)
+        if counts or (node.op_type in _INSIDE and node.domain in ("", "ai.onnx")):
+            kept.add(node.output[0])
+    waiting = list[str]()
     for node in graph.node:
         divisors = [x for x in _divisors(node, values) if x in large]
         waiting += divisors
-        if divisors or (node.op_type in _INSIDE and node.domain in ("", "ai.onnx")):
+        if divisors:
             kept.add(node.output[0])
     seen = set[str]()
     while waiting:
@@ -67,9 +74,10 @@ def wide_nodes(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 
 def _starts(node: onnx.NodeProto, varying: set[str]) -> bool:
-    """Does it multiply numbers that depend on the input, with themselves or with one another?"""
+    """Does it multiply numbers that depend on the input, or weights, with one another?"""
     factors = [x for x in node.input if x in varying]
-    return node.op_type in _GROWING or (node.op_type in _PRODUCTS and len(factors) > 1)
+    alone = len(factors) > 1 or not factors
+    return node.op_type in _GROWING or (node.op_type in _PRODUCTS and alone)
 
 
 def _divisors(node: onnx.NodeProto, values: dict[str, TensorProto]) -> Iterator[str]:
@@ -84,19 +92,32 @@ def _divisors(node: onnx.NodeProto, values: dict[str, TensorProto]) -> Iterator[
             yield node.input[0]
 
 
-def without_rounding(graph: onnx.GraphProto) -> None:
+def without_rounding(model: onnx.ModelProto, wide: Collection[str]) -> None:
     """Let nodes in float32 read one another as they are: the converter rounds what lies between.
 
     Casts that nobody reads any more stay, for the names of their outputs; no runtime runs them.
+
+    Args:
+        model: the model as the converter leaves it; it is written over.
+        wide: the names of the nodes that have stayed float32.
     """
-    rounded = {n.output[0]: n.input[0] for n in graph.node if _casts(n, TensorProto.FLOAT16)}
-    exact = {
+    graph, kinds = model.graph, element_types(model)
+    made = {y for node in graph.node if node.name in wide for y in node.output}
+    made |= {x.name for x in graph.input}
+    exact = {x for x in made if kinds.get(x) == TensorProto.FLOAT}
+    rounded = {
+        n.output[0]: n.input[0]
+        for n in graph.node
+        if _casts(n, TensorProto.FLOAT16) and n.input[0] in exact
+    }
+    again = {
         n.output[0]: rounded[n.input[0]]
         for n in graph.node
         if _casts(n, TensorProto.FLOAT) and n.input[0] in rounded
     }
     for node in graph.node:
-        node.input[:] = [exact.get(x, x) for x in node.input]
+        if node.name in wide:
+            node.input[:] = [again.get(x, x) for x in node.input]
 
 
 def _casts(node: onnx.NodeProto, to: int) -> bool:

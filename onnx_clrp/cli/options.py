@@ -165,7 +165,7 @@ device_option = click.option(
     "--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True
 )
 half_option = click.option(
-    "--half", is_flag=True, help="Run the model itself in float16, faster on GPUs."
+    "--half", is_flag=True, help="Run the model itself in float16, for many images on a GPU."
 )
 feed_option = click.option(
     "--feed", multiple=True, metavar="NAME=FILE.npy", help="Values of another input of the model."
