@@ -14,7 +14,7 @@ from typing import Any
 import onnx
 from onnx import checker, defs, helper, shape_inference
 
-from onnx_clrp.model import first_line, skeleton
+from onnx_clrp.model import first_line, is_standard, skeleton
 from onnx_clrp.upgrade import opset_of
 
 OPSET = 18
@@ -84,7 +84,7 @@ def _stamp(model: onnx.ModelProto) -> None:
         if entry.domain in ("", "ai.onnx"):
             entry.version = OPSET
     for node in model.graph.node:
-        if node.op_type in _TYPES_ALONE and node.domain in ("", "ai.onnx"):
+        if node.op_type in _TYPES_ALONE and is_standard(node):
             kept = [a for a in node.attribute if a.name in _attributes(node.op_type, OPSET)]
             del node.attribute[:]
             node.attribute.extend(kept)
@@ -100,7 +100,7 @@ def _stamp(model: onnx.ModelProto) -> None:
 def _newer(graph: onnx.GraphProto, opset: int) -> str | None:
     """The first node that opset 18 does not have, or has with another meaning."""
     for node in graph.node:
-        own = node.domain in ("", "ai.onnx")
+        own = is_standard(node)
         if any(a.HasField("g") for a in node.attribute) or (
             own and not _means_the_same(node, opset)
         ):

@@ -176,6 +176,20 @@ def first_line(error: Exception) -> str:
     return shorten(str(error), 300, placeholder=" …") or type(error).__name__
 
 
+def is_standard(node: onnx.NodeProto) -> bool:
+    """Is its operator one of ONNX's own?"""
+    return node.domain in ("", "ai.onnx")
+
+
+def constant_tensors(graph: onnx.GraphProto) -> dict[str, TensorProto]:
+    """The initializers, and what is written as a Constant of a tensor, by name."""
+    return {tensor.name: tensor for tensor in graph.initializer} | {
+        node.output[0]: node.attribute[0].t
+        for node in graph.node
+        if node.op_type == "Constant" and node.attribute[0].HasField("t")
+    }
+
+
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
     """The types of the elements of all tensors of which they are known."""
     bare, _ = skeleton(model)

@@ -18,7 +18,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from onnx_clrp.external import array_of
-from onnx_clrp.model import all_inputs, element_types
+from onnx_clrp.model import all_inputs, constant_tensors, element_types, is_standard
 
 _SEVERING = frozenset({"Shape", "Size"})
 
@@ -91,12 +91,13 @@ class Watch:
     def __init__(self, explainer: onnx.ModelProto, logits: str) -> None:
         graph = explainer.graph
         self._kinds = element_types(explainer)
-        self._values = {t.name: t for t in graph.initializer}
+        self._values = constant_tensors(graph)
         self._readers: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
         self._varying = {x.name for x in graph.input}
         sized = {*self._varying}  # and what depends on its size alone, as a number of pixels does
         for node in graph.node:
-            self._follow(node)
+            if node.op_type == "Cast" and node.input[0] in self._values:
+                self._values[node.output[0]] = self._values[node.input[0]]
             made = [y for y in node.output if y]
             if any(x in self._varying for x in all_inputs(node)) and node.op_type not in _SEVERING:
                 self._varying.update(made)
@@ -133,7 +134,7 @@ class Watch:
         if node.op_type == "Cast":
             return self._kinds.get(node.input[0]) != TensorProto.FLOAT16
         masks = [x for x in node.input if x not in self._varying and not self._limits(x)]
-        return not _is_standard(node) or not (
+        return not is_standard(node) or not (
             node.op_type in _MODEST or (node.op_type in ("Add", "Sub") and masks)
         )
 
@@ -141,13 +142,13 @@ class Watch:
         """Does the node make something wrong of an infinity, or one that reads its output?"""
         if node.op_type in _SEVERING or self._is_bounded(node):
             return False
-        if not _is_standard(node) or node.op_type not in _LIMITED or _makes_integers(node):
+        if not is_standard(node) or node.op_type not in _LIMITED or _makes_integers(node):
             return True
         return not self._harmful.isdisjoint(node.output)
 
     def _tells(self, node: onnx.NodeProto, x: str) -> bool:
         """Does an infinity in this input come through to where it is noticed?"""
-        if not _is_standard(node) or node.op_type not in _INFECTED or _makes_integers(node):
+        if not is_standard(node) or node.op_type not in _INFECTED or _makes_integers(node):
             return False
         if node.op_type in ("Div", "Pow") and (x in node.input[1:] or not self._grows(node)):
             return False
@@ -160,7 +161,7 @@ class Watch:
         """Is its output finite, and what it should be, where an input has just overflowed?"""
         if node.op_type == "Clip":
             return len(node.input) == 3 and all(map(self._limits, node.input[1:]))
-        return _is_standard(node) and node.op_type in _BOUNDED
+        return is_standard(node) and node.op_type in _BOUNDED
 
     def _limits(self, x: str) -> bool:
         """Is it a constant and finite?"""
@@ -183,17 +184,6 @@ class Watch:
             return any(pads) or given.get("auto_pad", b"NOTSET") != b"NOTSET"
         steps = [*(given.get("strides") or ()), *(given.get("dilations") or ())]
         return any(step != 1 for step in steps) or min(pads) < 0
-
-    def _follow(self, node: onnx.NodeProto) -> None:
-        """Remember constants that are written as nodes, or cast."""
-        if node.op_type == "Constant" and node.attribute[0].HasField("t"):
-            self._values[node.output[0]] = node.attribute[0].t
-        elif node.op_type == "Cast" and node.input[0] in self._values:
-            self._values[node.output[0]] = self._values[node.input[0]]
-
-
-def _is_standard(node: onnx.NodeProto) -> bool:
-    return node.domain in ("", "ai.onnx")
 
 
 def _attributes(node: onnx.NodeProto) -> Iterator[tuple[str, Any]]:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from onnx_clrp.model import all_inputs, element_types
+from onnx_clrp.model import all_inputs, constant_tensors, element_types, is_standard
 
 _PRODUCTS = frozenset({"Mul", "MatMul", "Gemm", "Einsum"})
 
@@ -40,13 +40,11 @@ _INSIDE = frozenset(
 def wide_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     """The nodes that are to stay float32; the graph's nodes are sorted."""
     graph, kinds = model.graph, element_types(model)
-    values = {t.name: t for t in graph.initializer}
+    values = constant_tensors(graph)
     makers = {y: node for node in graph.node for y in node.output if y}
     varying, kept = {x.name for x in graph.input}, set[str]()
     large = set[str]()
     for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].HasField("t"):
-            values[node.output[0]] = node.attribute[0].t
         made = [y for y in node.output if y]
         if not varying.isdisjoint(all_inputs(node)):
             varying.update(made)
@@ -54,7 +52,7 @@ def wide_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
         counts = node.op_type == "Cast" and kinds.get(node.input[0]) != TensorProto.FLOAT
         if carried or counts or node.op_type in _SUMS or _starts(node, varying):
             large.update(made)
-        if counts or (node.op_type in _INSIDE and node.domain in ("", "ai.onnx")):
+        if counts or (node.op_type in _INSIDE and is_standard(node)):
             kept.add(node.output[0])
     waiting = list[str]()
     for node in graph.node:

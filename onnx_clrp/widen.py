@@ -143,11 +143,8 @@ def _narrow_views(
 def _rounds(node: onnx.NodeProto, types: Mapping[str, int]) -> bool:
     """Does a Cast make halves of wider numbers? What reads them must not see the latter."""
     to = next((a.i for a in node.attribute if a.name == "to"), 0)
-    halves, wider = (
-        (TensorProto.FLOAT16, TensorProto.BFLOAT16),
-        (TensorProto.FLOAT, TensorProto.DOUBLE),
-    )
-    return node.op_type == "Cast" and to in halves and types.get(node.input[0]) in wider
+    wide = types.get(node.input[0]) in (TensorProto.FLOAT, TensorProto.DOUBLE)
+    return node.op_type == "Cast" and to in (TensorProto.FLOAT16, TensorProto.BFLOAT16) and wide
 
 
 def _made_of_constants(graph: onnx.GraphProto, constants: _Constants) -> set[str]:

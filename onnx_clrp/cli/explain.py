@@ -25,6 +25,8 @@ from onnx_clrp.errors import ClrpError, HalfOverflowError, ImageError
 from onnx_clrp.files import safe_name
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from onnx_clrp.image import Picture
     from onnx_clrp.runtime import Explainer
 
@@ -149,25 +151,30 @@ def _outcomes(
                 yield Outcome(share=1, error=str(error))
         if not images:
             continue
+        batch = job.preprocessing.batch(image.picture for image in images.values())
         for explainer in job.explainers:
-            yield from _explained(job, wanted, explainer, images, len(paths))
+            yield from _explained(job, wanted, explainer, images, batch, len(paths))
 
 
 def _explained(
-    job: Job, wanted: Wanted, explainer: Explainer, images: Mapping[int, Image], total: int
+    job: Job,
+    wanted: Wanted,
+    explainer: Explainer,
+    images: Mapping[int, Image],
+    batch: NDArray[Any],
+    total: int,
 ) -> Iterator[Outcome]:
     """What comes of images, by their places among all: together, or one by one if one overflows."""
     import numpy as np
 
-    batch = job.preprocessing.batch(image.picture for image in images.values())
     try:
         result = explainer.explain(batch, job.targets, job.fed([*images], total))
     except HalfOverflowError as error:
         if len(images) == 1:
             yield from (failure_of(job, image, error) for image in images.values())
             return
-        for i, image in images.items():
-            yield from _explained(job, wanted, explainer, {i: image}, total)
+        for n, (i, image) in enumerate(images.items()):
+            yield from _explained(job, wanted, explainer, {i: image}, batch[n : n + 1], total)
         return
     with np.errstate(invalid="ignore"):  # what is not finite is reported
         maps = result.heatmap()

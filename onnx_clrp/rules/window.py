@@ -91,10 +91,14 @@ class Window:
         reach = [sum(p) for p in zip(self.begin, self.end, strict=True)]
         return {*self.strides} == {1} and reach == [e - 1 for e in self.extent]
 
+    @property
+    def is_dense(self) -> bool:
+        """Are there neither holes in it nor pads around?"""
+        return {*self.dilations} == {1} and not any(self.pads) and self.auto is None
+
     def is_whole(self, t: Tape, x: Tensor) -> bool:
         """Is it known to be as large as the tensor, and so the only one?"""
-        dense = {*self.dilations} == {1} and not any(self.pads) and self.auto is None
-        return dense and t.dims(x, self.axes) == [*self.kernel]
+        return self.is_dense and t.dims(x, self.axes) == [*self.kernel]
 
     def convolve(
         self, t: Tape, x: Tensor, w: Tensor, group: int = 1, bias: Operand = None
@@ -225,8 +229,8 @@ class Window:
         cuDNN as long as the convolutions around it do.
         """
         size, out = t.dims(x, self.axes), t.dims(y, self.axes)
-        stride, plain = self.strides[0], {*self.dilations} == {1} and not any(self.pads)
-        if not plain or self.auto or size is None or out is None:
+        stride = self.strides[0]
+        if not self.is_dense or size is None or out is None:
             return False
         square = self.kernel == self.strides == (stride, stride)
         return square and size == [stride * o for o in out]

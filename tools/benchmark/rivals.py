@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -62,19 +62,15 @@ def agreement(
     explainer = Explainer(model, device="cpu", method=method, signed=True)
     ours = torch.from_numpy(explainer.explain(picture, targets.numpy()).relevance)
     del explainer
-    found: dict[str, dict[str, Any]] = {}
-    for name, rival in rivals.items():
-        try:
-            timed, exact = (
-                explainer_of(rival, net, method, dtype).explain(x.to(dtype), targets, signed=True)
-                for dtype in (torch.float32, torch.float64)
-            )
-        except Exception as error:  # whatever another library stumbles over in a network
-            found[name] = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
-        else:
-            found[name] = {"agrees": _off(ours, exact), "float32": _off(timed, exact)}
-        gc.collect()  # hooks and their modules know each other; large networks need the memory
-    return found
+
+    def measure(rival: ModuleType) -> dict[str, Any]:
+        timed, exact = (
+            explainer_of(rival, net, method, dtype).explain(x.to(dtype), targets, signed=True)
+            for dtype in (torch.float32, torch.float64)
+        )
+        return {"agrees": _off(ours, exact), "float32": _off(timed, exact)}
+
+    return _tried(rivals, measure)
 
 
 def working(
@@ -82,14 +78,25 @@ def working(
 ) -> dict[str, dict[str, Any]]:
     """Why a rival has no map of the network where it is, if it has none."""
     x = torch.from_numpy(picture).to(next(net.parameters()).device)
+
+    def measure(rival: ModuleType) -> dict[str, Any]:
+        explainer_of(rival, net, method).explain(x, top_classes(net, x, 1))
+        return {}
+
+    return _tried(rivals, measure)
+
+
+def _tried(
+    rivals: Rivals, measure: Callable[[ModuleType], dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    """What is measured of each rival, or why it fails."""
     found: dict[str, dict[str, Any]] = {}
     for name, rival in rivals.items():
         try:
-            explainer_of(rival, net, method).explain(x, top_classes(net, x, 1))
-        except Exception as error:  # as above
+            found[name] = measure(rival)
+        except Exception as error:  # whatever another library stumbles over in a network
             found[name] = {"failed": f"{type(error).__name__}: {error}".splitlines()[0]}
-        else:
-            found[name] = {}
+        gc.collect()  # hooks and their modules know each other; large networks need the memory
     return found
 
 
